@@ -1,757 +1,491 @@
-"""One small cell of each family through the command line, and what it wrote, as JSON.
+"""Published cells on this machine beside their published figures, within hours that are said.
 
-    python benchmarks/cells.py CHECKOUT OUT.json [--only WORD...] [--fork] [--keep FOLDER]
+    python benchmarks/cells.py --hours 3 --cifar10 FOLDER [--cells random_dsa_ipc1 dsa/cifar10_ipc1]
 
-It proves that a change alters no number: run it on the checkout before and on the one after, on
-one machine, and compare both by compare_cells.py. Run it with the Python of the checkout. --fork
-starts no interpreter for each command, but forks this one, which has imported torch and other
-libraries (nothing of the checkout): the same values, a third of the time.
-
-Every command runs in a fresh working folder. After it every file that is new or changed is told by
-its values: tensors, decoded pixels, JSON without clock, machine and versions.
+The same command goes on, to the bit, after the last hour or a kill: what runs when the hours are
+over is stopped after its step. Cells are done in the order of CELLS; a whole recipe is run, but
+where a row says what was cut. Cells that are cut to the hours have as many outer steps as
+`run.py estimate` expects to fit into what is left of them, chosen once. Writes published_cells.json
+and .md into docs/results (--out) after every cell; runs, and the output of their commands, lie in
+runs/cells (--runs). Two commands for different cells may run at the same time. --rehearse tries
+every command at a size that takes seconds. No timings should be taken while this runs.
 """
 
-import os
-
-os.environ |= {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-}  # before torch is imported, for --fork
-
-import argparse
-import hashlib
 import json
-import re
-import runpy
-import shutil
-import subprocess
+import math
 import sys
-import tarfile
-import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-from safetensors import safe_open
+import common
+import tyro
 
-VOLATILE = {
-    "seconds", "wall_seconds", "initial_seconds", "peak_memory_bytes", "peak_memory", "machine", "versions", "commit", "seconds_before", "log_bytes"
-}  # fmt: skip
+from ddengine.artefact import runs
+from ddengine.evaluation import intervals
+from ddengine.recipe import Published
+from ddengine.system import files
+from ddengine.system.errors import UserError
+from synth.catalogue import find
 
-SLOW = ("mttc",)  # minutes: only when --only names it
-
-D = "--data.name digits --data.limit 300"
-M = "--model convnet-d2-w8-in"
-CPU = "--device cpu"
-EXPERTS = "--buffer.num_experts 2 --buffer.epochs 3 --buffer.batch 16"
-LOOP = "--outer.steps 4 --outer.checkpoint_every 3 --outer.evaluate_every 2 --outer.picture_every 2"
-TRAJ = "--objective.window.high 1 --objective.expert_epochs 1 --objective.inner_steps 3"
-QUICK = "--epochs 3 --num_networks 3 --full_steps 6 --lr_grid 0.01 0.03"
-BN = "--teachers convnet-d1-w8-bn convnet-d2-w8-bn --model convnet-d2-w8-bn --buffer.epochs 8 --buffer.batch 32"
-SQ = f"{D} {BN} --outer.checkpoint_every 2"
-GM = f"{D} {M} --objective.real_batch 16 {LOOP}"
-SOFT = f"{D} --data.zca False --data.validation 0.1 {M} {EXPERTS} --buffer.step.sgd.lr 0.1"
-
-mtt = f"mtt/digits_ipc1 --data.limit 300 {M} {EXPERTS} --buffer.step.lr 0.1 {TRAJ} {LOOP}"
-GSAM = "--buffer.step.sgd.lr 0.1"
-ftd = f"ftd/fashion_mnist_ipc1_small {D} {M} {EXPERTS} {GSAM} {TRAJ} {LOOP}"
-tesla = f"tesla/fashion_mnist_ipc1_small {D} {M} {EXPERTS} --buffer.step.lr 0.1 {TRAJ} {LOOP}"
-tesla_soft = (
-    f"tesla/imagenet_ipc1 {D} --data.size None --data.validation 0.1 {M} {EXPERTS} --buffer.step.lr 0.1 {TRAJ} --objective.batch 8 "
-    f"--targets.epochs 1 3 {LOOP} --outer.optim.images.lr 1"
-)
-datm = (
-    f"datm/fashion_mnist_ipc1_small {D} {M} {EXPERTS} {GSAM} --objective.inner_steps 4 --objective.expert_epochs 1 --objective.window.first 1 "
-    f"--objective.window.high 2 --objective.window.grow 2 {LOOP} --targets.experts all --init.kind real"
-)
-datm_correct = (
-    datm.replace("--targets.experts all --init.kind real", "--ipc 1") + " --buffer.epochs 12"
-)
-ast = f"ast/fashion_mnist_ipc10_small {D} {M} --ipc 3 {EXPERTS} --objective.inner_steps 4 --objective.expert_epochs 2 --objective.window.high 1 {LOOP}"
-cross = (
-    f"datm/cifar10_ipc10 --take buffer=ast/cifar10_ipc10 --take objective.milestones=ast/cifar10_ipc10 {D} --data.zca False --data.validation 0.1 {M} "
-    f"{EXPERTS} --objective.inner_steps 4 --objective.batch 8 --objective.window.first 1 --objective.window.high 2 --outer.steps 3 --targets.experts all "
-    "--init.kind real --outer.optim.images.lr 1 --outer.optim.logits.lr 1"
-)
-infer = f"infer/fashion_mnist_ipc10_small {SQ} --ipc 3 --codec.base 2 --codec.compensators 6 --outer.steps 4"
-sre2l = f"sre2l/fashion_mnist_ipc10_small {SQ} --ipc 2 --outer.steps 4"
-rded = f"rded/fashion_mnist_ipc10_small {SQ} --ipc 2 --init.factor 2 --init.candidates 12 --init.crops 2"
-dm = f"dm/fashion_mnist_ipc1_small {GM} --outer.optim.images.lr 1"
-few = "dm/fashion_mnist_ipc1_small --data.name digits --data.limit None --model convnet-d2-w8-in --objective.real_batch 16 --outer.steps 2 --outer.evaluate_every 0 --outer.picture_every 0"
-continual = (
-    f"dm/fashion_mnist_ipc1_small {D} {M} --objective.real_batch 8 --outer.steps 2 --outer.evaluate_every 0 --outer.picture_every 0 --init.steps 5 "
-    "--evaluation.epochs 2 --evaluation.full_steps 4 --evaluation.lr_grid 0.01 0.1 --continual.stages 2 --continual.budget 2000 --continual.repeats 2"
-)
+NAME = "published_cells"
+MARK = "cell.json"  # in the folder of a cell: what it is
+TOOK = "took.json"  # in the folder of a set: seconds of its commands, of all calls together
+CUT = "cut.json"  # there: the outer steps that were chosen
+SHARE = 0.8  # of the time left that outer steps may be expected to take
+JPEG = b"\xff\xd8"  # what such files begin with
+DC = "table 1 of DC's paper"
+PAD = "table 1 of PAD's paper"
 
 
-def cells():
-    """[(name, [command line, ...])]; later cells may use folders of earlier ones of the same group (the part before the dot)."""
-    yield "mtt.buffer", [f"buffer {mtt} {CPU}", "inspect {experts}"]
-    yield (
-        "mtt.distill",
-        [
-            f"distill {mtt} {CPU}",
-            f"evaluate {{last}} {QUICK}",
-            "inspect {last}",
-            f"distill {mtt} {CPU}",
-        ],
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A published figure, and how it is reproduced."""
+
+    name: str
+    recipe: str
+    published: Published | None = None  # None: that of the recipe
+    kind: str = ""  # the rule that chooses real images; "": they are distilled
+    sets: int = 1  # made with seeds 0, 1, ...
+    networks: int = 5  # trained on each
+    flags: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()  # what these flags cut, in words
+    fits: bool = False  # whether outer steps are cut to the hours
+    evaluate: tuple[str, ...] = ()  # flags of the evaluation
+
+    @property
+    def figure(self) -> Published | None:
+        """The published figure."""
+        return self.published or find(self.recipe).published
+
+
+def _selections(ipc: int, dsa: float, dc: tuple[Published, Published]) -> list[Cell]:
+    """Real images: random ones under both protocols, and herding under DC's.
+
+    Each network has random images of its own.
+    """
+    spread = {1: 0.003, 10: 0.005, 50: 0.003}[ipc]
+    with_augmentation = Published(accuracy=dsa, std=spread, source=PAD)
+    random = partial(Cell, kind="real", sets=5, networks=1)
+    return [
+        random(
+            name=f"random_dsa_ipc{ipc}",
+            recipe=f"dsa/cifar10_ipc{ipc}",
+            published=with_augmentation,
+        ),
+        random(name=f"random_dc_ipc{ipc}", recipe=f"dc/cifar10_ipc{ipc}", published=dc[0]),
+        Cell(
+            name=f"herding_dc_ipc{ipc}",
+            recipe=f"dc/cifar10_ipc{ipc}",
+            published=dc[1],
+            kind="herding",
+        ),
+    ]
+
+
+def _figures(*percent: float) -> tuple[Published, Published]:
+    """Random and herding of DC's table: mean, deviation, mean, deviation in %."""
+    first, second = percent[:2], percent[2:]
+    made = [
+        Published(accuracy=mean / 100, std=std / 100, source=DC) for mean, std in (first, second)
+    ]
+    return made[0], made[1]
+
+
+def _of_experts(ipc: int, experts: int, epochs: int) -> Cell:
+    """MTT with fewer experts, of the epochs it reads, and the outer steps that fit."""
+    recipe = f"mtt/cifar10_ipc{ipc}"
+    buffer = ("--buffer.num_experts", str(experts), "--buffer.epochs", str(epochs))
+    cut = f"{experts} experts of {epochs} epochs for 100 of 50"
+    return Cell(name=recipe, recipe=recipe, flags=buffer, cut=(cut,), fits=True)
+
+
+def _whole(recipe: str) -> Cell:
+    """A published recipe as it is."""
+    return Cell(name=recipe, recipe=recipe)
+
+
+CROSS = (
+    "--take", "buffer=ast/cifar10_ipc10", "--take", "objective.milestones=ast/cifar10_ipc10",
+    "--buffer.num_experts", "4",
+)  # fmt: skip
+CELLS = [
+    *_selections(1, 0.154, _figures(14.4, 2.0, 21.5, 1.2)),
+    *_selections(10, 0.31, _figures(26.0, 1.2, 31.6, 0.7)),
+    *map(_whole, ("dsa/cifar10_ipc1", "dc/cifar10_ipc1")),
+    *map(_whole, ("dc/fashion_mnist_ipc1", "dsa/fashion_mnist_ipc1")),
+    _of_experts(1, experts=4, epochs=3),
+]
+# that only run where they are named: they want more hours, or a GPU
+MORE = [
+    *_selections(50, 0.506, _figures(43.4, 1.0, 40.4, 0.6)),
+    _of_experts(10, experts=4, epochs=22),
+    replace(_whole("dm/cifar10_ipc10"), fits=True),
+    Cell(
+        name="cross/cifar10_ipc10",
+        recipe="datm/cifar10_ipc10",
+        flags=CROSS,
+        cut=("4 experts for 100, which are AST's, and its milestones",),
+        fits=True,
+    ),
+]
+TINY = (
+    "--data.limit", "60", "--data.zca", "False", "--model", "convnet-d3-w4-in", "--init.steps", "2",
+)  # fmt: skip
+TINY_EXPERTS = ("--buffer.num_experts", "1", "--buffer.batch", "32")
+TINY_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The question asked."""
+
+    hours: float  # of all cells together
+    cells: tuple[str, ...] = ()  # by their names; none: those of CELLS
+    cifar10: Path | None = None  # a folder of parquet files; None: where torchvision puts it
+    device: str = "auto"
+    runs: Path = common.ROOT / "runs" / "cells"
+    out: Path = common.ROOT / "docs" / "results"  # published_cells.json and .md
+    rehearse: bool = False  # a size that takes seconds, which reproduces nothing
+
+
+class OverError(Exception):
+    """The hours are over."""
+
+
+class FailedError(Exception):
+    """A command of a cell failed."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """Commands until the hours are over."""
+
+    settings: Settings
+    until: float  # of time.monotonic
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.until - time.monotonic()
+
+    def run(self, folder: Path, part: str, *words: str) -> None:
+        """A command of run.py, whose seconds count for a part of the set that `folder` is of.
+
+        Raises OverError where it was stopped, FailedError where it failed.
+        """
+        if self.left <= 0:
+            raise OverError
+        words = (*words, "--device", self.settings.device)
+        log = folder / f"{part}.log"
+        began = time.monotonic()
+        command = [sys.executable, "run.py", *words]
+        code = common.stopped_after(command, self.left, log)
+        _add_seconds(folder, part, time.monotonic() - began)
+        if common.was_stopped(code):
+            raise OverError
+        if code:
+            lines = log.read_text().strip().splitlines() or ["no output"]
+            raise FailedError(f"run.py {' '.join(words)} ended with {code}: {lines[-1]} ({log})")
+
+
+def _add_seconds(folder: Path, part: str, seconds: float) -> None:
+    """Count seconds of a part of a set."""
+    path = folder / TOOK
+    took = files.read_json(path) if path.is_file() else {}
+    took[part] = round(took.get(part, 0.0) + seconds, 1)
+    files.write_json(path, took)
+
+
+def chosen(settings: Settings) -> list[Cell]:
+    """The cells that are asked for. Raises UserError for a name that is none."""
+    by_name = {cell.name: cell for cell in [*CELLS, *MORE]}
+    unknown = [name for name in settings.cells if name not in by_name]
+    if unknown:
+        raise UserError(f"--cells {unknown[0]} is none of {', '.join(by_name)}.")
+    asked = [by_name[name] for name in settings.cells] or CELLS
+    return [_rehearsed(cell) for cell in asked] if settings.rehearse else asked
+
+
+def _rehearsed(cell: Cell) -> Cell:
+    """The same at a size that takes seconds."""
+    flags = [*cell.flags, *TINY]
+    if find(cell.recipe).buffer is not None:
+        flags += [*TINY_EXPERTS, "--buffer.epochs", str(_epochs_read(cell))]
+        flags += ["--objective.inner_steps", "2"]
+    if not cell.kind:
+        flags += ["--outer.steps", str(TINY_STEPS), "--outer.picture_every", "0"]
+    return replace(
+        cell,
+        flags=tuple(flags),
+        cut=("a rehearsal",),
+        networks=min(cell.networks, 2),
+        sets=min(cell.sets, 2),
+        evaluate=("--epochs", "1"),
     )
-    yield (
-        "mtt.seed1",
-        [
-            f"buffer {mtt} --buffer.seed 1 {CPU}",
-            f"distill {mtt} --seed 1 --buffer.seed 1 {CPU} --out runs/seed1",
-        ],
-    )
-    yield "mtt.tensorboard_out", [f"distill {mtt} {CPU} --restart --out runs/again"]
-    yield "mtt.full", [f"distill {mtt} --objective.backprop full {CPU} --out runs/full"]
-    yield "mtt.detached", [f"distill {mtt} --objective.backprop detached {CPU} --out runs/detached"]
-    yield (
-        "mtt.momentum_batch",
-        [
-            f"distill {mtt} --ipc 2 --objective.momentum 0.9 --objective.batch 7 {CPU} --out runs/momentum"
-        ],
-    )
-    yield "mtt.draws", [f"distill {mtt} --outer.draws 2 {CPU} --out runs/draws"]
-    yield (
-        "mtt.bf16",
-        [
-            f"buffer {mtt} --precision bf16 {CPU}",
-            f"distill {mtt} --precision bf16 {CPU} --out runs/bf16",
-        ],
-    )
-    yield "mtt.more_experts", [f"buffer {mtt} --buffer.num_experts 3 {CPU}"]
-    yield (
-        "mtt.stored",
-        [
-            f"buffer {mtt} --buffer.dtype bfloat16 --buffer.keep 0 2 {CPU}",
-            f"distill {mtt} --buffer.dtype bfloat16 --buffer.keep 0 2 {CPU} --out runs/stored",
-        ],
-    )
-    yield "mtt.keep_last", [f"buffer {mtt} --buffer.keep last {CPU} --out stores/last"]
-    yield (
-        "mtt.idc_codec",
-        [
-            f"distill {mtt} --take codec=idc/fashion_mnist_ipc1_small {CPU} --out runs/tiles",
-            f"evaluate runs/tiles {QUICK} --baselines random full eight_bit",
-        ],
-    )
-    yield (
-        "mtt.ema",
-        [
-            f"distill {mtt} --take outer.ema=ftd/cifar10_ipc10 {CPU} --out runs/ema",
-            f"evaluate runs/ema {QUICK} --baselines random",
-        ],
-    )
-    yield "mtt.bounded", [f"distill {mtt} --codec.bounded True {CPU} --out runs/bounded"]
-    yield "mtt.max_loss", [f"distill {mtt} --outer.max_loss 0.5 {CPU} --out runs/gate"]
-    yield (
-        "mtt.ranked_init",
-        [
-            f"distill {mtt} --ipc 2 --init.kind {kind} --init.steps 10 {CPU} --out runs/init_{kind}"
-            for kind in ("noise", "correct", "representative", "herding", "k_means")
-        ],
-    )
-    yield (
-        "mtt.select",
-        [
-            f"select {mtt} --ipc 2 --init.kind {kind} --init.steps 20 {CPU}"
-            for kind in (
-                "real",
-                "herding",
-                "k_centre",
-                "k_means",
-                "forgetting",
-                "el2n",
-                "correct",
-                "representative",
+
+
+def _epochs_read(cell: Cell) -> int:
+    """Of its experts."""
+    objective: Any = find(cell.recipe).objective
+    return int(objective.epochs()[-1])
+
+
+def where_images_lie(cell: Cell, settings: Settings) -> tuple[str, ...]:
+    """Flags that say where images lie on this machine, which no result names."""
+    if settings.cifar10 is None or find(cell.recipe).data.name != "cifar10":
+        return ()
+    return ("--data.name", "parquet", "--data.root", str(settings.cifar10.resolve()))
+
+
+def make(cell: Cell, session: Session, hours: float) -> None:
+    """All sets of a cell, and their evaluations; `hours` are its own.
+
+    Raises OverError, FailedError and UserError.
+    """
+    folder = folder_of(cell, session.settings)
+    said = json.loads(files.to_json(asdict(replace(cell, published=cell.figure))))
+    runs.claim(folder, MARK, {"cell": said})
+    for seed in range(cell.sets):
+        _make_set(cell, session, hours, folder / f"seed_{seed}", seed)
+
+
+def folder_of(cell: Cell, settings: Settings) -> Path:
+    """Where a cell is kept."""
+    return settings.runs.absolute() / cell.name.replace("/", "_")
+
+
+def _make_set(cell: Cell, session: Session, hours: float, folder: Path, seed: int) -> None:
+    """A set and its evaluation."""
+    run = folder / "run"
+    files.make_folder(folder)
+    if (run / "evaluation.json").is_file():
+        return
+    until = time.monotonic() + 3600 * hours
+    flags = (*cell.flags, *where_images_lie(cell, session.settings))
+    seeded = ("--seed", str(seed))
+    if not (run / "distilled" / "meta.json").is_file():
+        if cell.kind:
+            kind = ("--init.kind", cell.kind)
+            session.run(
+                folder, "set", "select", cell.recipe, *flags, *kind, *seeded, "--out", str(run)
             )
-        ]
-        + [
-            f"select {mtt} --ipc 3 --init.kind herding --init.embedding pixels {CPU} --out runs/pixels",
-            f"select {mtt} --ipc 3 --init.kind el2n --init.order easiest --init.steps 20 {CPU} --out runs/easiest",
-            f"evaluate runs/pixels {QUICK} --baselines random herding k_centre k_means forgetting el2n full",
-        ],
-    )
-    yield (
-        "mtt.exchange",
-        [
-            "export {experts} --format mtt --out pt --per_file 1",
-            f"import {mtt} --files pt",
-            f"import {mtt} --files pt --out stores/theirs",
-            f"distill {mtt} --experts stores/theirs {CPU}",
-            "export runs/bounded --format mtt --out pt_set",
-            f"import {mtt} --files pt_set/images_4.pt",
-            "export runs/bounded --format webdataset --out tars --per_shard 4",
-            "export runs/tiles --format imagefolder --out pngs",
-            "import dm/fashion_mnist_ipc1_small --data.name digits --data.limit 300 --ipc 4 --files pngs --out runs/from_pngs",
-            "import dm/fashion_mnist_ipc1_small --data.name digits --data.limit 300 --files runs/bounded/distilled/train-00000-of-00001.parquet --out runs/from_parquet",
-        ],
-    )
-    yield (
-        "mtt.protocols",
-        [
-            f"evaluate runs/bounded --protocol {name} {QUICK} --baselines random --out evaluated/{name}"
-            for name in ("mtt", "datm", "ast", "dc", "dsa", "idc", "fast")
-        ],
-    )
-    yield (
-        "mtt.networks",
-        [
-            f"evaluate runs/bounded {QUICK} --models mlp lenet resnet18-bn-x12 convnet-d2-w8-in --baselines random --out evaluated/networks",
-            f"evaluate runs/bounded {QUICK} --optimiser adamw --schedule thirds --mixup 0.5 --baselines random --out evaluated/adamw",
-            f"evaluate runs/bounded {QUICK} --loss uskd --schedule cosine --stretch 2 --baselines hard_labels full --out evaluated/uskd",
-            f"evaluate runs/bounded {QUICK} --rate learned --seed 3 --precision bf16 --baselines random --out evaluated/learned",
-            f"evaluate runs/bounded runs/ema {QUICK} --baselines random --restart",
-        ],
-    )
-    yield (
-        "mtt.worth",
-        [
-            f"score runs/bounded {QUICK}",
-            "privacy runs/bounded --full_steps 10",
-            "report runs/bounded runs/ema --out page.html",
-            f"rank runs/bounded {QUICK} --models convnet-d1-w4-in convnet-d2-w4-in mlp lenet --baselines random",
-        ],
-    )
-    yield (
-        "mtt.zca_size",
-        [f"{c} {mtt} --data.zca True --data.size 12 12 {CPU}" for c in ("buffer", "distill")],
-    )
-    yield (
-        "mtt.classes",
-        [f"{c} {mtt} --data.limit None --data.classes 7 0 3 {CPU}" for c in ("buffer", "distill")],
-    )
-    yield (
-        "mtt.experts_model",
-        [
-            f"{c} {mtt} --buffer.model convnet-d1-w8-in --model convnet-d1-w8-in {CPU}"
-            for c in ("buffer", "distill")
-        ],
-    )
-    yield (
-        "tesla.stored",
-        [
-            f"buffer {tesla} {CPU}",
-            f"distill {tesla} {CPU}",
-            f"evaluate {{last}} {QUICK} --baselines random",
-        ],
-    )
-    yield (
-        "tesla.labels",
-        [
-            f"buffer {tesla_soft} {CPU}",
-            f"distill {tesla_soft} {CPU} --out runs/soft",
-            f"evaluate runs/soft {QUICK} --baselines random random_soft hard_labels",
-        ],
-    )
-    yield (
-        "ftd.gsam",
-        [
-            f"buffer {ftd} {CPU}",
-            f"distill {ftd} {CPU}",
-            f"evaluate {{last}} {QUICK} --baselines random eight_bit",
-        ],
-    )
-    yield (
-        "datm.labels",
-        [
-            f"buffer {datm} {CPU}",
-            f"distill {datm} {CPU}",
-            f"evaluate {{last}} {QUICK} --baselines random random_soft",
-        ],
-    )
-    yield "datm.correct", [f"buffer {datm_correct} {CPU}", f"distill {datm_correct} {CPU}"]
-    yield (
-        "ast.smooth",
-        [
-            f"buffer {ast} {CPU}",
-            f"distill {ast} {CPU}",
-            f"evaluate {{last}} {QUICK} --baselines random",
-        ],
-    )
-    yield "cross.parts", [f"buffer {cross} {CPU}", f"distill {cross} {CPU}"]
-    for name in ("dc", "dsa", "dcc", "dsac"):
-        own = (
-            ""
-            if name in ("dc", "dsa")
-            else " --objective.warmup_networks 1 --objective.warmup_steps 1"
-        )
-        yield (
-            f"{name}.matching",
-            [
-                f"distill {name}/fashion_mnist_ipc10_small {GM} --ipc 2 --objective.networks.epochs 2 --objective.networks.steps 3{own} {CPU}",
-                f"evaluate {{last}} {QUICK} --baselines random",
-            ],
-        )
-    yield (
-        "dc.each",
-        [
-            f"distill dc/fashion_mnist_ipc1_small {GM} --outer.step_after each --objective.classes_at_once 4 --objective.metric mse --objective.tensors all {CPU} --out runs/each"
-        ],
-    )
-    for name in ("idc", "idc_i"):
-        yield (
-            f"{name}.matching",
-            [
-                f"distill {name}/fashion_mnist_ipc1_small {GM} --objective.networks.steps 3 --objective.networks.images 40 {CPU}",
-                f"evaluate {{last}} {QUICK} --baselines random",
-            ],
-        )
-    yield "dm.matching", [f"distill {dm} {CPU}", f"evaluate {{last}} {QUICK} --baselines random"]
-    yield (
-        "dm.adam_bn",
-        [
-            f"distill {dm} --model convnet-d2-w8-bn --ipc 2 --outer.optim.images.kind adam --outer.optim.images.schedule cosine --outer.optim.images.lr 0.05 {CPU} --out runs/adam"
-        ],
-    )
-    yield (
-        "dm.merge",
-        [
-            f"distill {few} --data.classes 7 2 {CPU} --out runs/few",
-            f"distill {few} --data.classes 2 0 5 --seed 1 {CPU} --out runs/more",
-            "merge runs/few runs/more --out merged",
-            "merge {last} runs/adam --out never",
-            f"evaluate merged {QUICK} --baselines random",
-        ],
-    )
-    yield (
-        "dm.continual",
-        [
-            f"continual {continual} --continual.memories distilled random herding",
-            f"continual {continual} --continual.memories distilled random --continual.budget 3000 --continual.strategy replay --continual.store float32 --seed 1 --out stages",
-        ],
-    )
-    yield (
-        "infer.static",
-        [
-            f"buffer {infer} {CPU}",
-            f"distill {infer} {CPU}",
-            f"evaluate {{last}} {QUICK} --baselines random random_soft hard_labels full",
-            "export {last} --format mtt --out pt_infer",
-            "inspect {last}",
-        ],
-    )
-    yield (
-        "infer.dynamic",
-        [
-            f"evaluate {{run:infer-}} {QUICK} --labels dynamic --baselines random_soft --out evaluated/dynamic",
-            f"evaluate {{run:infer-}} {QUICK} --labels dynamic --teacher_mode train --cutmix 0.5 --mixup 0 --loss kl --temperature 4 --squared True --baselines random_soft --out evaluated/mode",
-        ],
-    )
-    yield (
-        "infer.losses",
-        [
-            f"evaluate {{run:infer-}} {QUICK} --loss {loss} {more} --baselines random_soft --out evaluated/{loss}"
-            for loss, more in (
-                ("ce", ""),
-                ("mse", "--hard_weight 0.5"),
-                ("nkd", "--temperature 1 --mixup 0"),
-                ("kl", "--mix_labels probabilities"),
-            )
-        ],
-    )
-    yield (
-        "infer.top",
-        [
-            f"distill {infer} --targets.top 2 {CPU} --out runs/top",
-            f"distill {infer} --objective.images_at_once 7 {CPU} --out runs/parts",
-        ],
-    )
-    yield "infer.score", [f"score {{run:infer-}} {QUICK} --models convnet-d2-w8-bn --out scored"]
-    yield (
-        "infer.networks",
-        [
-            "import "
-            + infer.replace("convnet-d1-w8-bn convnet-d2-w8-bn", "convnet-d1-w8-bn", 1)
-            + " --files net.pth --out stores/networks"
-        ],
-    )
-    yield (
-        "sre2l.plain",
-        [
-            f"buffer {sre2l} {CPU}",
-            f"distill {sre2l} {CPU}",
-            f"evaluate {{last}} {QUICK} --baselines random random_soft",
-        ],
-    )
-    yield (
-        "sre2l.cda",
-        [
-            f"distill {sre2l} --objective.crop_until 3 --objective.augment.always resized_crop roll {CPU} --out runs/crops"
-        ],
-    )
-    yield "sre2l.dwa", [f"distill {sre2l} --objective.adjust 0.5 {CPU} --out runs/adjusted"]
-    yield (
-        "sre2l.protocols",
-        [
-            f"evaluate runs/crops --protocol {name} {QUICK} --baselines random_soft --out evaluated/{name}"
-            for name in ("infer-static", "sre2l", "rded")
-        ]
-        + [
-            f"evaluate runs/crops --protocol infer-dynamic {QUICK} --baselines random_soft --out evaluated/infer-dynamic"
-        ],
-    )
-    yield (
-        "rded.patches",
-        [
-            f"buffer {rded} {CPU}",
-            f"distill {rded} {CPU}",
-            f"evaluate {{last}} {QUICK} --labels dynamic --baselines random_soft --out evaluated/rded",
-        ],
-    )
-    yield (
-        "words.cite",
-        [
-            "recipes",
-            "cite mtt/digits_ipc1",
-            "cite datm/cifar10_ipc10 --take buffer=ast/cifar10_ipc10",
-            "distill infer/cifar10_ipc10 --print_config",
-            "--help",
-            "distill mtt/digits_ipc1 --help",
-            "evaluate --help",
-        ],
-    )
-    yield (
-        "words.wrong",
-        [
-            "distil mtt/digits_ipc1",
-            "distill mtt/digits_ipc2",
-            "distill mtt/digits_ipc1 --outer.step 3",
-            "distill mtt/digits_ipc1",
-            "distill mtt/digits_ipc1 --take loss=ftd/cifar10_ipc1",
-            "buffer dm/fashion_mnist_ipc1_small",
-            "evaluate nowhere",
-            "continual mtt/digits_ipc1",
-            "select mtt/digits_ipc1 --init.kind noise",
-            "distill mtt/digits_ipc1 --model convnet-d2-w8-xx",
-            "inspect nowhere",
-            "distill mtt/digits_ipc1 --data.classes 3",
-            "export nowhere --out x",
-            "merge a b",
-            "import mtt/digits_ipc1",
-        ],
-    )
-    yield "estimate.small", [f"estimate {dm} {CPU} --json estimate.json", f"estimate {mtt} {CPU}"]
-    yield (
-        "mttc.compile",
-        [
-            f"buffer {mtt} {CPU}",
-            f"distill {mtt} --compile --outer.evaluate_every 0 {CPU} --out runs/compiled",
-        ],
-    )
+        else:
+            _distill(cell, session, until, folder, (*flags, *seeded))
+    session.run(
+        folder, "evaluation", "evaluate", str(run), *seeded, "--baselines", "--num_networks",
+        str(cell.networks), *cell.evaluate,
+    )  # fmt: skip
 
 
-def sha(data) -> str:
-    return hashlib.sha256(data).hexdigest()[:24]
+def _distill(
+    cell: Cell, session: Session, until: float, folder: Path, flags: tuple[str, ...]
+) -> None:
+    """A distilled set, with its experts."""
+    if find(cell.recipe).buffer is not None:
+        store = folder / "experts"
+        session.run(folder, "experts", "buffer", cell.recipe, *flags, "--out", str(store))
+        flags = (*flags, "--experts", str(store))
+    if cell.fits and not session.settings.rehearse:
+        flags = (*flags, "--outer.steps", str(_steps(cell, session, until, folder, flags)))
+    run = str(folder / "run")
+    session.run(folder, "set", "distill", cell.recipe, *flags, "--out", run)
 
 
-def tensor_sha(t) -> str:
-    t = t.detach().cpu().contiguous()
-    body = (
-        t.view(torch.uint8)
-        if t.dim() and t.numel()
-        else t.reshape(-1).view(torch.uint8)
-        if t.numel()
-        else torch.zeros(0, dtype=torch.uint8)
-    )
-    return f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)} {sha(body.numpy().tobytes())}"
+def _steps(cell: Cell, session: Session, until: float, folder: Path, flags: tuple[str, ...]) -> int:
+    """Outer steps that fit into the time until then, chosen once. Raises OverError for none."""
+    path = folder / CUT
+    if path.is_file():
+        return int(files.read_json(path, "steps")["steps"])
+    said = folder / "estimate.json"
+    session.run(folder, "estimate", "estimate", cell.recipe, *flags, "--json", str(said))
+    seconds = {part["name"]: part["seconds"] for part in files.read_json(said, "parts")["parts"]}
+    of_recipe = find(cell.recipe).outer.steps
+    steps = fitting(of_recipe, seconds, min(until - time.monotonic(), session.left))
+    if not steps:
+        raise OverError
+    files.write_json(path, {"steps": steps, "of": of_recipe, "expected": seconds})
+    return steps
 
 
-def plain(value):
-    """JSON data without what a clock, a machine or a version says."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items() if k not in VOLATILE}
-    return [plain(v) for v in value] if isinstance(value, list) else value
+def fitting(steps: int, seconds: dict[str, float], left: float) -> int:
+    """How many of so many outer steps fit into `left` seconds, beside the evaluation.
+
+    `seconds` are those expected of all steps ("distill") and of the evaluation ("evaluate").
+    """
+    of_step = seconds["distill"] / steps
+    return max(0, min(steps, math.floor(SHARE * (left - seconds["evaluate"]) / of_step)))
 
 
-def flat(value, where=""):
-    if isinstance(value, torch.Tensor):
-        yield where, tensor_sha(value)
-    elif isinstance(value, dict):
-        for k, v in value.items():
-            yield from flat(v, f"{where}/{k}")
-    elif isinstance(value, (list, tuple)):
-        for i, v in enumerate(value):
-            yield from flat(v, f"{where}/{i}")
-    else:
-        yield where, repr(value)
+# What came out.
 
 
-def masked(text: str, checkout: Path) -> str:
-    """What was said, without paths and times."""
-    text = text.replace(str(checkout), "CHECKOUT").replace(str(checkout.resolve()), "CHECKOUT")
-    text = re.sub(r"\d+(\.\d+)? (s|ms|min|h)\b", "TIME", text)
-    text = re.sub(r"(peak memory +).*", r"\1MEMORY", text)
-    text = re.sub(r"(?m)^(versions|commit|machine) .*$", r"\1", text)
-    text = re.sub(r"[0-9a-f]{12}-dirty|\b[0-9a-f]{12}\b(?= commit)", "COMMIT", text)
-    return "\n".join(line.rstrip() for line in text.splitlines())
+def row_of(cell: Cell, settings: Settings) -> dict[str, Any]:
+    """What is known of a cell: its figures where it is finished."""
+    folder = folder_of(cell, settings)
+    figure = cell.figure
+    assert figure is not None
+    row: dict[str, Any] = {
+        "cell": cell.name,
+        "recipe": cell.recipe,
+        "set": cell.kind or "distilled",
+        "images": _images(cell, settings),
+        "sets": cell.sets,
+        "networks": cell.networks,
+        "published": asdict(figure),
+        "cut": list(cell.cut),
+        "seconds": {},
+    }
+    accuracies: list[float | None] = []
+    finished = True
+    for seed in range(cell.sets):
+        of_set = folder / f"seed_{seed}"
+        for part, seconds in _read(of_set / TOOK).items():
+            row["seconds"][part] = round(row["seconds"].get(part, 0.0) + seconds, 1)
+        for steps in [_read(of_set / CUT)] if (of_set / CUT).is_file() else []:
+            if steps["steps"] < steps["of"]:
+                row["cut"].append(f"{steps['steps']} outer steps for {steps['of']}")
+        evaluation = _read(of_set / "run" / "evaluation.json")
+        finished = finished and bool(evaluation)
+        for of_one in evaluation.get("rows", [{"accuracies": []}])[0]["accuracies"]:
+            accuracies.append(of_one["accuracy"])
+        row |= {key: evaluation[key] for key in ("machine", "versions", "commit") if evaluation}
+    return row | {"ours": _ours(accuracies, figure) if finished else None}
 
 
-def told(path: Path, checkout: Path):
-    """What a file says."""
-    name, suffix = path.name, path.suffix
-    if suffix == ".safetensors":
-        with safe_open(path, "pt") as file:
-            meta = {
-                k: (plain(json.loads(v)) if v[:1] in "{[" else v)
-                for k, v in (file.metadata() or {}).items()
-            }
-            return {
-                "tensors": {k: tensor_sha(file.get_tensor(k)) for k in sorted(file.keys())},
-                "metadata": meta,
-            }
-    if suffix == ".jsonl":
-        lines = [plain(json.loads(line)) for line in path.read_text().splitlines()]
-        losses = [line["loss"] for line in lines if "loss" in line]
-        return {
-            "lines": len(lines),
-            "sha": sha(json.dumps(lines).encode()),
-            "last_loss": losses[-1] if losses else None,
-            "values": lines if len(lines) < 12 else None,
-        }
-    if suffix == ".json":
-        if name.startswith("estimate"):
-            return {"keys": sorted(json.loads(path.read_text()))}
-        return plain(json.loads(path.read_text()))
-    if suffix in (".pt", ".pth"):
-        return dict(flat(torch.load(path, weights_only=True)))
-    if suffix == ".png":
-        pixels = np.asarray(Image.open(path))
-        return {
-            "shape": list(pixels.shape),
-            "sha": sha(pixels.tobytes()),
-            "small": pixels.size < 4096,
-        }
-    if suffix == ".tar":
-        with tarfile.open(path) as tar:
-            return {m.name: sha(tar.extractfile(m).read()) for m in tar.getmembers() if m.isfile()}
-    if suffix == ".html":
-        return {"kind": "html"}
-    if suffix in (".md", ".py", ".txt", ".csv"):
-        text = masked(path.read_text(), checkout)
-        return {
-            "text": sha(
-                re.sub(
-                    r"(?m)^\| (commit|versions|machine|peak memory|seconds[^|]*) \|.*$", "", text
-                ).encode()
-            )
-        }
-    return {"bytes": path.stat().st_size, "sha": sha(path.read_bytes())}
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file; nothing where there is none."""
+    return files.read_json(path) if path.is_file() else {}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("checkout", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument(
-        "--only",
-        nargs="*",
-        default=[],
-        help="groups or cells whose name begins with one of these; cells of a group use folders of earlier ones",
-    )
-    parser.add_argument("--fork", action="store_true")
-    parser.add_argument("--keep", type=Path, default=None)
-    parser.add_argument("--entry", default="run.py")
-    options = parser.parse_args()
-    checkout = options.checkout.absolute()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "MPL"))} | {
-        "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "COLUMNS": "110", "TERM": "dumb", "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1",
-    }  # fmt: skip
-    top = options.keep.absolute() if options.keep else Path(tempfile.mkdtemp(prefix="cells-"))
-    found, began = {}, time.perf_counter()
-    last = ""  # the folder of the run that was made last
-    for name, commands in cells():
-        if not name.startswith(tuple(options.only)) if options.only else name.startswith(SLOW):
-            continue
-        work = top / name.split(".")[0]
-        work.mkdir(parents=True, exist_ok=True)
-        environment["TORCHINDUCTOR_CACHE_DIR"] = str(work / ".inductor")
-        steps = []
-        for command in commands:
-            before = {p: p.stat().st_mtime_ns for p in work.rglob("*") if p.is_file()}
-            if "{last}" in command:
-                command = command.replace("{last}", last)
-            if "{experts}" in command:
-                command = command.replace(
-                    "{experts}",
-                    sorted(
-                        str(p.parent.relative_to(work))
-                        for p in work.glob("experts/*/manifest.json")
-                    )[0],
-                )
-            if m := re.search(r"\{run:([^}]*)\}", command):
-                command = command.replace(
-                    m[0],
-                    sorted(str(p.relative_to(work)) for p in (work / "runs").glob(f"{m[1]}*"))[0],
-                )
-            if "net.pth" in command:  # a state dict as another program would write it
-                write_network(work / "net.pth")
-                before[work / "net.pth"] = (work / "net.pth").stat().st_mtime_ns
-            start = time.perf_counter()
-            start_one = forked if options.fork and "--compile" not in command else started
-            rc, stdout, stderr = start_one(
-                checkout, options.entry, command.split(), work, environment
-            )
-            seconds = time.perf_counter() - start
-            changed = sorted(
-                p
-                for p in work.rglob("*")
-                if p.is_file()
-                and before.get(p) != p.stat().st_mtime_ns
-                and ".inductor" not in p.parts
-            )
-            new = sorted(
-                {
-                    "/".join(p.relative_to(work).parts[:2])
-                    for p in changed
-                    if p.relative_to(work).parts[0] in ("runs", "experts")
-                }
-                - {"/".join(p.relative_to(work).parts[:2]) for p in before}
-            )
-            run = [n for n in new if n.startswith("runs/") and not n.startswith("runs/.")]
-            last = run[-1] if run else last
-            said = masked(stdout, checkout)
-            if command.startswith("estimate"):
-                said = "estimate"  # nothing but times
-            steps.append(
-                {
-                    "command": command,
-                    "rc": rc,
-                    "new_folders": new,
-                    "said": said.splitlines(),
-                    "complained": masked(stderr, checkout).splitlines()[-3:],
-                    "files": {str(p.relative_to(work)): told(p, checkout) for p in changed},
-                }
-            )
-            print(
-                f"{name:24} {seconds:6.1f} s rc {rc} {len(changed):3} files  {command[:90]}",
-                flush=True,
-            )
-            if rc and not name.startswith("words.wrong"):
-                print("    " + " | ".join(stderr.strip().splitlines()[-3:])[:400], flush=True)
-        found[name] = steps
-        options.out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    print(
-        f"{len(found)} cells, {sum(len(s) for s in found.values())} commands in {time.perf_counter() - began:.0f} s, {options.out}"
-    )
-    if options.keep is None:
-        shutil.rmtree(top)
+def _images(cell: Cell, settings: Settings) -> str:
+    """What the images are called."""
+    name = find(cell.recipe).data.name
+    if name != "cifar10" or settings.cifar10 is None:
+        return name
+    return f"{name} (JPEG copy)" if _are_jpeg(settings.cifar10) else f"{name} (copy)"
 
 
-def started(checkout, entry, words, work, environment):
-    """(exit code, output, errors) of a command in an interpreter of its own."""
-    done = subprocess.run(
-        [str(checkout / ".venv/bin/python"), str(checkout / entry), *words],
-        cwd=work,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode, done.stdout, done.stderr
+def _are_jpeg(folder: Path) -> bool:
+    """Whether the first image of a folder of parquet files is stored as JPEG."""
+    from pyarrow import parquet
+
+    first = next(folder.rglob("*.parquet"), None)
+    if first is None:
+        return False
+    rows = next(parquet.ParquetFile(first).iter_batches(1)).to_pylist()
+    stored = [value["bytes"] for value in rows[0].values() if isinstance(value, dict)]
+    return any(image.startswith(JPEG) for image in stored)
 
 
-PRELOADED = (
-    "torch",
-    "tyro",
-    "rich.console",
-    "rich.table",
-    "rich.progress",
-    "sklearn.datasets",
-    "scipy.stats",
-    "matplotlib",
-    "pyarrow",
-    "pandas",
-    "safetensors.torch",
-)
+def _ours(accuracies: Sequence[float | None], figure: Published) -> dict[str, Any]:
+    """Our figure, and whether its mean lies within the published deviation of the published one."""
+    counted = intervals.counted(accuracies)
+    mean, std, ends = intervals.interval(counted)
+    inside = None
+    if mean is not None and figure.std is not None:
+        inside = abs(mean - figure.accuracy) <= figure.std
+    return {
+        "accuracy": mean,
+        "std": std,
+        "ci95": ends,
+        "n": len(counted),
+        "accuracies": list(accuracies),
+        "within_1_std": inside,
+    }
 
 
-def forked(checkout, entry, words, work, environment):
-    """The same in a copy of this process."""
-    for name in PRELOADED:
+COLUMNS = ("cell", "set", "images", "published %", "ours % (95 % interval)", "n", "within 1 std",
+           "minutes", "cut")  # fmt: skip
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *map(_cells_of, rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cells_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """A line of the table."""
+    ours, published = row["ours"], row["published"]
+    shown, number, inside = "not finished", "", ""
+    if ours is not None:
+        shown = _percent(ours["accuracy"], ours["std"])
+        if ours["ci95"] is not None:
+            low, high = ours["ci95"]
+            shown += f" ({100 * low:.1f} to {100 * high:.1f})"
+        number = f"{ours['n']} networks, {row['sets']} sets"
+        inside = {True: "yes", False: "no", None: "-"}[ours["within_1_std"]]
+    minutes = f"{sum(row['seconds'].values()) / 60:.1f}"
+    figure = _percent(published["accuracy"], published["std"])
+    return (row["cell"], row["set"], row["images"], figure, shown, number, inside, minutes,
+            "; ".join(row["cut"]) or "nothing")  # fmt: skip
+
+
+def _percent(mean: float | None, std: float | None) -> str:
+    """A mean and its deviation in %."""
+    if mean is None:
+        return "diverged"
+    return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
+
+
+def write(settings: Settings, failed: dict[str, str]) -> None:
+    """The rows of all cells that were begun here, in the order of the list."""
+    known = [_rehearsed(cell) if settings.rehearse else cell for cell in [*CELLS, *MORE]]
+    begun = [cell for cell in known if (folder_of(cell, settings) / MARK).is_file()]
+    rows = [row_of(cell, settings) for cell in begun]
+    for row in rows:
+        row["failed"] = failed.get(row["cell"])
+    files.make_folder(settings.out)
+    content = {
+        "command": "python benchmarks/cells.py",
+        "rehearsal": settings.rehearse,
+        "rows": rows,
+    }
+    files.write_json(settings.out / f"{NAME}.json", content)
+    files.write_text(settings.out / f"{NAME}.md", markdown(rows))
+
+
+def shares(cells: Sequence[Cell], session: Session) -> Iterator[tuple[Cell, float]]:
+    """Each cell with the hours it may take: those that are cut share what is left."""
+    for number, cell in enumerate(cells):
+        others = sum(later.fits for later in cells[number + 1 :])
+        parts = 1 + others if cell.fits else 1
+        yield cell, session.left / 3600 / parts
+
+
+def main(settings: Settings) -> int:
+    """Run, collect, write.
+
+    The exit code is 1 where a cell failed, UNFINISHED where the hours were over.
+    """
+    session = Session(settings, time.monotonic() + 3600 * settings.hours)
+    failed: dict[str, str] = {}
+    code = 0
+    for cell, hours in shares(chosen(settings), session):
+        print(f"{cell.name}: {session.left / 60:.1f} minutes are left", flush=True)
         try:
-            __import__(name)
-        except ImportError:
-            pass
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                os.dup2(out.fileno(), 1)
-                os.dup2(err.fileno(), 2)
-                sys.stdout, sys.stderr = (
-                    open(1, "w", encoding="utf-8"),
-                    open(2, "w", encoding="utf-8"),
-                )
-                os.chdir(work)
-                os.environ.clear()
-                os.environ.update(environment)
-                script = str(checkout / entry)
-                sys.argv, sys.path[0] = [script, *words], str(checkout)
-                try:
-                    runpy.run_path(script, run_name="__main__")
-                    code = 0
-                except SystemExit as stop:
-                    code = (
-                        stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-                    )
-                    if isinstance(stop.code, str):
-                        print(stop.code, file=sys.stderr)
-                except BaseException:
-                    import traceback
-
-                    traceback.print_exc()
-                sys.stdout.flush()
-                sys.stderr.flush()
-            finally:
-                os._exit(code)
-        status = os.waitpid(child, 0)[1]
-        texts = []
-        for file in (out, err):
-            file.seek(0)
-            texts.append(file.read().decode())
-        return os.waitstatus_to_exitcode(status), *texts
-
-
-def write_network(path: Path) -> None:
-    """The first teacher of the group's stores, by names of another program: order, kind and shape agree."""
-    from safetensors.torch import load_file
-
-    for manifest in sorted(path.parent.glob("experts/*/manifest.json")):
-        facts = json.loads(manifest.read_text())
-        if facts["identity"]["model"] == "convnet-d1-w8-bn":
-            row = load_file(manifest.parent / "expert_0000.safetensors")
-            params, buffers = row["params"][-1], row["buffers"][-1]
-            named, at = {}, 0
-            names = ["conv.weight", "conv.bias", "norm.weight", "norm.bias", "fc.weight", "fc.bias"]
-            for key, shape in zip(names, facts["shapes"], strict=True):
-                size = int(np.prod(shape))
-                named[key] = params[at : at + size].reshape(shape).clone()
-                at += size
-            named |= {
-                "norm.running_mean": buffers[:8].clone(),
-                "norm.running_var": buffers[8:16].clone(),
-                "norm.num_batches_tracked": buffers[16].long().clone(),
-            }
-            order = [
-                "conv.weight",
-                "conv.bias",
-                "norm.weight",
-                "norm.bias",
-                "norm.running_mean",
-                "norm.running_var",
-                "norm.num_batches_tracked",
-                "fc.weight",
-                "fc.bias",
-            ]
-            torch.save({k: named[k] for k in order}, path)
-            return
+            make(cell, session, hours)
+        except OverError:
+            print("the hours are over; the same command goes on", flush=True)
+            code = common.UNFINISHED
+            break
+        except FailedError as error:
+            failed[cell.name] = str(error)
+            print(error, flush=True)
+        finally:
+            write(settings, failed)
+    print((settings.out / f"{NAME}.md").read_text())
+    return code or bool(failed)
 
 
 if __name__ == "__main__":
-    main()
+    common.end_when_asked()
+    try:
+        sys.exit(main(tyro.cli(Settings)))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -5,11 +5,16 @@ The files say where they were made.
 
 import ctypes
 import multiprocessing as mp
+import os
+import signal
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -20,6 +25,8 @@ from ddengine.system import files, runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
+UNFINISHED = 3  # exit code of a benchmark whose time is over, and which goes on when called again
+PATIENCE = 120.0  # seconds in which a command ends that is asked to
 
 
 def resident() -> int:
@@ -54,6 +61,51 @@ def apart(target: Any, *args: Any) -> Any:
     result = pipe.recv()
     process.join()
     return result
+
+
+def stopped_after(words: Sequence[str], seconds: float, log: Path) -> int:
+    """The exit code of a command whose output is added to the file `log`.
+
+    It is asked to end after so many seconds (SIGTERM), and killed with its processes where it takes
+    its time. Linux.
+    """
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            words, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(seconds)
+        return _asked_to_end(process)
+    finally:
+        _asked_to_end(process)  # also where this process is asked to end
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _asked_to_end(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a process, which is asked to end where it has not."""
+    if process.poll() is None:
+        process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(PATIENCE)
+    process.kill()
+    return process.wait()
+
+
+def was_stopped(code: int) -> bool:
+    """Whether an exit code is that of a command that ended unfinished and can go on."""
+    return code in (UNFINISHED, 128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL)
+
+
+def end_when_asked() -> None:
+    """Have SIGTERM end this process as an error does, so that what it started ends too."""
+
+    def ended(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, ended)
 
 
 def added_memory(once: Callable[[int], None]) -> int:
@@ -95,11 +147,15 @@ def shown(mean: float | None, ci95: Sequence[float] | None) -> str:
 
 
 def write(
-    name: str, device: torch.device, settings: dict[str, Any], rows: list[dict[str, Any]]
+    name: str,
+    device: torch.device,
+    settings: dict[str, Any],
+    rows: list[dict[str, Any]],
+    folder: Path = RESULTS,
 ) -> Path:
-    """benchmarks/results/NAME-DEVICE.json."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{device.type}.json"
+    """NAME-DEVICE.json in a folder, which is benchmarks/results."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{device.type}.json"
     where = {
         "machine": runtime.machine(device),
         "versions": runtime.versions(),

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 # its worker pool does not start inside a process of a pool
@@ -66,6 +67,7 @@ class Settings:
     repeats: int = 5  # turns, after one that is not counted
     compiled: bool = True  # also the compiled inner gradient, where there is one
     name: str = "field"  # of the result's file
+    out: Path = common.RESULTS  # the folder of that file
 
 
 class Expert:
@@ -363,15 +365,20 @@ def said(row: dict[str, Any]) -> str:
     return line
 
 
+def asked_of(settings: Settings) -> dict[str, Any]:
+    """The settings that decide a row, and the cells."""
+    return {name: value for name, value in asdict(settings).items() if name != "out"}
+
+
 def known(settings: Settings, device: torch.device) -> list[dict[str, Any]]:
     """The rows that the file holds of these settings and this commit."""
-    path = common.RESULTS / f"{settings.name}-{device.type}.json"
+    path = settings.out / f"{settings.name}-{device.type}.json"
     if not path.is_file():
         return []
     before = files.read_json(path, "settings", "rows", "commit")
-    asked = asdict(settings) | {"cells": None}
     same = before["commit"] == runtime.commit()
-    if not same or files.to_json(before["settings"] | {"cells": None}) != files.to_json(asked):
+    asked, of_before = asked_of(settings), before["settings"] | {"cells": None}
+    if not same or files.to_json(of_before) != files.to_json(asked | {"cells": None}):
         return []
     return before["rows"]
 
@@ -388,7 +395,7 @@ def main(settings: Settings) -> None:
             continue
         of_cell = measured(cell, settings)
         rows += of_cell
-        common.write(settings.name, device, asdict(settings), rows)
+        common.write(settings.name, device, asked_of(settings), rows, settings.out)
         for row in of_cell:
             print(said(row), flush=True)
 

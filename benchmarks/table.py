@@ -17,7 +17,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -724,18 +724,34 @@ def main(args: list[str]) -> None:
     rows = rows or TABLES[name]()
     jobs = int(asked["--jobs"])
     said = " ".join(["python benchmarks/table.py", *names, "--jobs", str(jobs)])
+    where = {"": asked["--data_root"], "cifar10": asked["--cifar10"]}
+    run_rows(name, rows, rows, jobs, where, partial(write, name, rows, said))
+
+
+def run_rows(
+    name: str,
+    rows: list[Row],
+    experts: list[Row],
+    jobs: int,
+    where: dict[str, str],
+    done: Callable[[], None],
+) -> None:
+    """Make all rows of a table, so many at a time; `done` is called after each of them.
+
+    The experts of the rows `experts` are trained first, those of a store once. `where` is that of
+    `located`. What a row has made already is not made again.
+    """
     cores = int(runtime.machine(torch.device("cpu"))["cores"])
     threads = max(1, cores // jobs)
-    where = {"": asked["--data_root"], "cifar10": asked["--cifar10"]}
     writing = Lock()  # of the result files
 
     def run(row: Row) -> None:
         make(name, rows, located(row, where), threads)
         with writing:
-            write(name, rows, said)
+            done()
 
     with ThreadPoolExecutor(jobs) as pool:
-        here = [located(row, where) for row in rows]
+        here = [located(row, where) for row in experts]
         list(pool.map(partial(train_experts, threads), with_stores(here, threads)))
         list(pool.map(run, [row for row in rows if not row.of]))
         list(pool.map(run, [row for row in rows if row.of]))  # whose sets are there now

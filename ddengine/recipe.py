@@ -49,6 +49,7 @@ BASELINES = (
     "cad",
     "facility",
 )
+RANKING = ("forgetting", "el2n", "cad")  # kinds of initial images that go by a score
 DSA_OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 OPS = (*DSA_OPS, "roll", "resized_crop", "shuffle")
 
@@ -338,8 +339,20 @@ class InitConfig:
     factor: int = 1
     # Euclidean norm of each image of noise (RaT-BPTT: 1); None: as it is drawn
     norm: float | None = field(default=None, metadata=LATE)
+    # forgetting, el2n and cad pass over so many images of a class, as a share of ipc, before they
+    # take the next in their order (beta of SelMatch: 0.2 to 0.8 of the hardest)
+    skip: float = field(default=0.0, metadata=LATE)
 
     def __post_init__(self) -> None:
+        require(
+            0 <= self.skip < math.inf,
+            f"init.skip is a share of ipc and must be 0 or more, got {self.skip:g}.",
+        )
+        require(
+            self.skip == 0 or self.kind in RANKING,
+            f"init.skip passes over images by a score, and init.kind {self.kind} has none; set "
+            f"init.kind to one of {', '.join(RANKING)}, or init.skip 0.",
+        )
         require_at_least("init.clusters", self.clusters)
         require_at_least("init.steps", self.steps)
         require_at_least("init.networks", self.networks)
@@ -352,6 +365,10 @@ class InitConfig:
             f"init.norm must be positive and finite, got {self.norm}; leave it out for noise as it "
             "is drawn.",
         )
+
+    def num_skipped(self, ipc: int) -> int:
+        """Images of a class that are passed over."""
+        return int(ipc * self.skip)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,6 @@
-"""What an export has written, with the digest of every file: pictures, cards, tars, parquet.
+"""What a set or an export has written beside its tensors, with the digest of every file.
+
+That is pictures, cards, tars, parquet and load.py.
 
 Such files cannot say a digest of themselves. The list is hidden, `.digests.json`, so that programs
 that read the folder as one of images pass over it.
@@ -11,6 +13,7 @@ from ddengine.system import digests, files
 from ddengine.system.errors import UserError
 
 LISTING = ".digests.json"
+AGAIN = "restore it, or make the set or its export again"
 BLOCK = 2**20  # bytes that are read at a time
 
 
@@ -33,9 +36,9 @@ def wrong(path: Path) -> Iterator[tuple[Path, str | None]]:
     for name, digest in files.read_json(path, "files")["files"].items():
         file = path.parent / name
         if not file.is_file():
-            yield file, f"{file} is missing; export the set again."
+            yield file, f"{file} is missing; {AGAIN}."
         elif _digest(file) != digest:
-            yield file, f"{file} is not as it was exported; export the set again."
+            yield file, f"{file} is not as it was written; {AGAIN}."
         else:
             yield file, None
 

@@ -1,9 +1,9 @@
 """Which sets a distilled one is compared with."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -110,18 +110,26 @@ def of_codec(
             "ones"
         )
         return
-    yield Contender(
-        "random_coded", partial(_random_coded, bench, syn, per_class), several_draws=True
-    )
+    random_sets = coded_once(partial(_random_coded, bench, syn, per_class))
+    yield Contender("random_coded", random_sets, several_draws=True)
     if "herding" in config.baselines:
         selection = looking.selection("herding", per_class)
+        coded_selection = coded_once(partial(_selection_coded, bench, syn, selection))
         yield Contender(
             "herding_coded",
-            partial(_selection_coded, bench, syn, selection),
+            coded_selection,
             selection=selection,
             num=len(distilled),
             through=looking.full,
         )
+
+
+def coded_once(make: Callable[[int], Decoded]) -> Callable[[int], Decoded]:
+    """The same, which remembers what it made last.
+
+    A set is asked for at each learning rate, and a codec that is fitted to images may take minutes.
+    """
+    return lru_cache(maxsize=1)(make)
 
 
 def _base(syn: SyntheticSet, distilled: Decoded, natural: int) -> Decoded:

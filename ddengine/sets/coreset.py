@@ -184,18 +184,27 @@ def ranked_index(
     scores: Tensor,
     order: Order,
     rng: Generator,
+    skip: int = 0,
 ) -> Tensor:
     """The images of the highest (hardest) or lowest (easiest) of scores (N,).
 
-    Among equal ones `rng` draws.
+    The first `skip` of each class are passed over. Among equal ones `rng` draws.
     """
-    check_ipc(real, ipc, class_names)
+    check_ipc(real, ipc + skip, class_names)
     chosen = []
     for members in real.members:
         drawn = members[torch.randperm(len(members), generator=rng)]
-        ranks = scores[drawn].argsort(descending=order == "hardest", stable=True)
-        chosen.append(drawn[ranks[:ipc]])
+        chosen.append(drawn[in_order(scores[drawn], ipc, order, skip)])
     return torch.cat(chosen)
+
+
+def in_order(scores: Tensor, num: int, order: Order = "hardest", skip: int = 0) -> Tensor:
+    """Rows (num,) of scores (n,) from the highest (hardest) or lowest on, after the first `skip`.
+
+    Equal ones stay in their order. SelMatch (ICML 2024) passes over the hardest.
+    """
+    rows = scores.argsort(descending=order == "hardest", stable=True)
+    return rows[skip : skip + num]
 
 
 class Forgetting:
@@ -296,60 +305,52 @@ def el2n_scores(real: RealSet, trained: list[nn.Module], batch: int = 1000) -> T
     return torch.cat(parts)
 
 
-def forgetting_index(
-    real: RealSet,
-    ipc: int,
-    class_names: tuple[str, ...],
-    new_model: NewModel,
-    rng: Generator,
-    *,
-    steps: int,
-    lr: float,
-    networks: int = 3,
-    order: Order = "hardest",
-    train_networks: TrainNetworks | None = None,
-) -> Tensor:
-    """The images that networks forget most often in `steps` updates, or (easiest) least often.
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How networks are trained whose errors score the training images."""
 
-    Toneva et al. (ICLR 2019). Images that are never learnt count as forgotten most often. Equally
-    often forgotten ones, which are many, are drawn from `rng`.
+    new_model: NewModel
+    rng: Generator
+    steps: int  # updates of each
+    lr: float
+    networks: int = 3  # whose scores are averaged
+    train_networks: TrainNetworks | None = None
+
+
+def forgetting_of(real: RealSet, scoring: Scoring) -> Tensor:
+    """(N,) float64: how often networks forget an image.
+
+    Toneva et al. (ICLR 2019). Images that are never learnt count as forgotten most often. Many are
+    forgotten equally often.
     """
-    check_ipc(real, ipc, class_names)
-    scores = forgetting_scores(
+    return forgetting_scores(
         real,
-        new_model,
-        rng,
-        steps=steps,
-        lr=lr,
-        networks=networks,
-        train_networks=train_networks,
+        scoring.new_model,
+        scoring.rng,
+        steps=scoring.steps,
+        lr=scoring.lr,
+        networks=scoring.networks,
+        train_networks=scoring.train_networks,
     )
-    return ranked_index(real, ipc, class_names, scores, order, rng)
 
 
-def el2n_index(
-    real: RealSet,
-    ipc: int,
-    class_names: tuple[str, ...],
-    new_model: NewModel,
-    rng: Generator,
-    *,
-    steps: int,
-    lr: float,
-    networks: int = 3,
-    order: Order = "hardest",
-    train_networks: TrainNetworks | None = None,
-) -> Tensor:
-    """The images with the largest (easiest: smallest) error after `steps` updates.
+def el2n_of(real: RealSet, scoring: Scoring) -> Tensor:
+    """(N,) float64: the error after updates that are meant to be few.
 
-    These updates are meant to be few (Paul et al., NeurIPS 2021).
+    Paul et al. (NeurIPS 2021). A tenth of `scoring.steps`, one at least.
     """
-    check_ipc(real, ipc, class_names)
     trained = []
-    for _ in range(networks):
-        network = train(real, new_model, rng, steps=steps, lr=lr, train_networks=train_networks)
+    for _ in range(scoring.networks):
+        network = train(
+            real,
+            scoring.new_model,
+            scoring.rng,
+            steps=max(1, scoring.steps // 10),
+            lr=scoring.lr,
+            train_networks=scoring.train_networks,
+        )
         trained.append(network)
-    return ranked_index(real, ipc, class_names, el2n_scores(real, trained), order, rng)
+    return el2n_scores(real, trained)
 
 
 @dataclass(frozen=True)
@@ -412,26 +413,14 @@ def fewest_steps_of_cad(num: int) -> int:
     return (CAD_WINDOWS + 1) * math.ceil(num / LOOKING.batch) + 1
 
 
-def cad_index(
-    real: RealSet,
-    ipc: int,
-    class_names: tuple[str, ...],
-    new_model: NewModel,
-    rng: Generator,
-    *,
-    steps: int,
-    lr: float,
-    networks: int = 3,
-    order: Order = "hardest",
-    train_networks: TrainNetworks | None = None,
-) -> Tensor:
-    """The images whose error varies most from epoch to epoch (CAD-Prune, CVPR 2026).
+def cad_of(real: RealSet, scoring: Scoring) -> Tensor:
+    """(N,) float64: how much the error varies from epoch to epoch (CAD-Prune, CVPR 2026).
 
-    Networks are trained for as many whole epochs as `steps` updates begin. CAD_WINDOWS windows
-    before the last are averaged, which are as long as fits, as published. Raises UserError for
-    fewer epochs than have such windows.
+    Networks are trained for as many whole epochs as `scoring.steps` updates begin. CAD_WINDOWS
+    windows before the last are averaged, which are as long as fits, as published. Raises UserError
+    for fewer epochs than have such windows.
     """
-    check_ipc(real, ipc, class_names)
+    steps = scoring.steps
     epochs = math.ceil(steps / math.ceil(len(real) / LOOKING.batch))
     length = epochs - CAD_WINDOWS
     needed = fewest_steps_of_cad(len(real))
@@ -442,10 +431,17 @@ def cad_index(
             f"(evaluation.full_steps for a baseline) to {needed} at least."
         )
     scores = torch.zeros(len(real), dtype=torch.float64)
-    for _ in range(networks):
-        seen = watched(real, new_model, rng, epochs=epochs, lr=lr, train_networks=train_networks)
-        scores += cad_scores(seen.el2n, length, CAD_WINDOWS) / networks
-    return ranked_index(real, ipc, class_names, scores, order, rng)
+    for _ in range(scoring.networks):
+        seen = watched(
+            real,
+            scoring.new_model,
+            scoring.rng,
+            epochs=epochs,
+            lr=scoring.lr,
+            train_networks=scoring.train_networks,
+        )
+        scores += cad_scores(seen.el2n, length, CAD_WINDOWS) / scoring.networks
+    return scores
 
 
 def facility_index(
@@ -464,7 +460,13 @@ def facility_index(
     return torch.cat(chosen)
 
 
-KINDS = ("herding", "k_centre", "k_means", "forgetting", "el2n", "cad", "facility")
+# kinds that rank images by a score, and what scores them
+SCORES: dict[str, Callable[[RealSet, Scoring], Tensor]] = {
+    "forgetting": forgetting_of,
+    "el2n": el2n_of,
+    "cad": cad_of,
+}
+KINDS = ("herding", "k_centre", "k_means", *SCORES, "facility")
 
 
 def choose(
@@ -480,12 +482,14 @@ def choose(
     lr: float,
     networks: int = 3,
     order: Order = "hardest",
+    skip: int = 0,
     train_networks: TrainNetworks | None = None,
 ) -> Tensor:
     """Indices (K * ipc,) of the images that one of KINDS chooses.
 
     `embed` makes the embedding, for kinds that need one. For kinds that score, networks of
-    `new_model` have `steps` updates at rate `lr`, and a tenth of them for el2n, which looks early.
+    `new_model` have `steps` updates at rate `lr`, and a tenth of them for el2n, which looks early;
+    of these kinds the first `skip` of each class in the order are passed over.
     """
     if kind == "herding":
         return herding_index(real, ipc, class_names, embed())
@@ -496,21 +500,16 @@ def choose(
     if kind == "facility":
         return facility_index(real, ipc, class_names, embed())
     assert new_model is not None, "a network is needed for this kind"
-    score = {"forgetting": forgetting_index, "el2n": el2n_index, "cad": cad_index}[kind]
-    if kind == "el2n":
-        steps = max(1, steps // 10)
-    return score(
-        real,
-        ipc,
-        class_names,
-        new_model,
-        rng,
+    check_ipc(real, ipc + skip, class_names)
+    scoring = Scoring(
+        new_model=new_model,
+        rng=rng,
         steps=steps,
         lr=lr,
         networks=networks,
-        order=order,
         train_networks=train_networks,
     )
+    return ranked_index(real, ipc, class_names, SCORES[kind](real, scoring), order, rng, skip)
 
 
 def train(

@@ -274,6 +274,7 @@ def selected_index(
             lr=config.lr,
             networks=config.networks,
             order=config.order,
+            skip=config.num_skipped(ipc),
         )
     raise UserError(
         f"init.kind {kind} chooses no real images; set init.kind to one of {', '.join(SELECTIONS)}."

@@ -2,11 +2,16 @@
 location against an independent reference.
 """
 
+import itertools
+
 import pytest
 import torch
-from golden_files import load
+from golden_files import load, names
 
 from ddengine.learning.losses import class_deviations, reshaped, soft_loss
+from ddengine.recipe import InitConfig
+from ddengine.sets.codec import Mixed
+from ddengine.sets.coreset import in_order
 from ddengine.sets.pruning import (
     cad_scores,
     error_norms,
@@ -94,6 +99,29 @@ def test_cad():
         changed = norms.clone()
         changed[:, -1] += 1
         assert torch.equal(cad_scores(changed, length, windows), scores)
+
+
+def test_selmatch():
+    """Which images of a class stay real and which start the learned ones, by two scores."""
+    golden = load("cad", F64)
+    labels = golden["selmatch_labels"]
+    hardness = {
+        "cscore": -golden["selmatch_cscores"],
+        "forgetting": golden["selmatch_forgetting"].double(),
+    }
+    cases = names("cad", "_alpha", "selmatch_")
+    assert cases
+    for case, (rule, scores) in itertools.product(cases, hardness.items()):
+        prefix = f"selmatch_{case}"
+        ipc, beta = int(golden[f"{prefix}_ipc"]), float(golden[f"{prefix}_beta"])
+        init = InitConfig(kind="forgetting", skip=beta)
+        codec = Mixed(learned=float(golden[f"{prefix}_alpha"]), items=ipc)
+        for label in labels.unique().tolist():
+            members = (labels == label).nonzero().flatten()
+            rows = in_order(scores[members], ipc, skip=init.num_skipped(ipc))
+            frozen, learned = members[rows].tensor_split([ipc - codec.num_learned])
+            assert torch.equal(frozen, golden[f"{prefix}_{rule}_frozen"][label])
+            assert torch.equal(learned, golden[f"{prefix}_{rule}_distilled"][label])
 
 
 @pytest.mark.parametrize("rule", ["weighted", "uniform"])

@@ -15,10 +15,8 @@ from ddengine.recipe import BASELINES, InitConfig
 from ddengine.sets import coreset, start
 from ddengine.sets.coreset import (
     Forgetting,
-    el2n_index,
     el2n_scores,
     facility_index,
-    forgetting_index,
     forgetting_scores,
     k_centre_index,
     k_means_index,
@@ -224,7 +222,10 @@ def test_forgetting_needs_two_showings():
         UserError,
         match=r"1 updates with 256 of 30 images are fewer than two epochs; raise init\.steps .* to 2 at least\.",
     ):
-        forgetting_index(real_set(), 1, NAMES, new_model, generator(0), steps=1, lr=0.1)
+        coreset.choose(
+            "forgetting", real_set(), 1, NAMES, generator(0),
+            embed=lambda: coreset.pixels, new_model=new_model, steps=1, lr=0.1,
+        )  # fmt: skip
 
 
 class Says(nn.Module):
@@ -267,10 +268,14 @@ def test_el2n_looks_at_networks_after_as_many_updates():
     ]
     scores = el2n_scores(real, networks)
     for order, sign in (("hardest", -1), ("easiest", 1)):
-        index = el2n_index(real, 3, NAMES, new_model, generator(0), **QUICK, order=order)
-        assert index.tolist() == [
-            int(m[i]) for m in real.members for i in (sign * scores[m]).argsort()[:3]
-        ]
+        for skip in (0, 2):
+            index = coreset.choose(
+                "el2n", real, 3, NAMES, generator(0), embed=lambda: coreset.pixels,
+                new_model=new_model, steps=60, lr=0.05, networks=2, order=order, skip=skip,
+            )  # fmt: skip
+            assert index.tolist() == [
+                int(m[i]) for m in real.members for i in (sign * scores[m]).argsort()[skip:][:3]
+            ]
 
 
 def test_equal_scores_are_drawn():
@@ -291,6 +296,20 @@ def test_equal_scores_are_drawn():
         for seed in range(5)
     ]
     assert all(not {6, 7, 8} & set(c) for c in easy)
+
+
+def test_images_are_passed_over_where_they_are_ranked():
+    """A share of those that are chosen, cut to whole images, which must be there beside them."""
+    config = InitConfig(kind="el2n", skip=0.7, steps=10, networks=1)
+    assert (config.num_skipped(4), config.num_skipped(10)) == (2, 7)
+    with pytest.raises(UserError, match="ipc 12 is more than the 10 training images"):
+        selected_index(
+            real_set(), 7, NAMES, generator(0), replace(config, skip=0.8), new_model=new_model
+        )
+    with pytest.raises(UserError, match=r"init\.skip passes over .* init\.kind herding has none"):
+        InitConfig(kind="herding", skip=0.5)
+    with pytest.raises(UserError, match=r"init\.skip is a share of ipc"):
+        InitConfig(kind="el2n", skip=-0.5)
 
 
 # All kinds

@@ -30,6 +30,7 @@ from ddengine.recipe import (
     AugmentConfig,
     DataConfig,
     EvalConfig,
+    InitConfig,
     OptimConfig,
     Recipe,
     TargetConfig,
@@ -480,6 +481,7 @@ TOGETHER = (
     "evaluation.drop_at",
     "buffer.waypoints",
     "objective.fractional",
+    "init.skip",
 )
 
 
@@ -531,7 +533,8 @@ def test_the_digest_changes_with_every_field_but_prose_and_places():
     ]
     drawn = [replace(RECIPES["dm/cifar10_ipc1"], more_models=names) for names in ((), ("mlp",))]
     drawn += [replace(drawn[0], scaled_to="mlp"), replace(drawn[0], budget="30720")]
-    assert len({digest(resolved(changed)) for changed in (*shipped, *taught, *drawn)}) == 10
+    drawn += [replace(drawn[0], init=InitConfig(kind="el2n", skip=share)) for share in (0.0, 0.5)]
+    assert len({digest(resolved(changed)) for changed in (*shipped, *taught, *drawn)}) == 12
     assert {
         "data.limit",
         "objective.window.high",

@@ -9,6 +9,7 @@ import pickle
 import shlex
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,12 @@ from helpers import CPU, run, tiny_data, tiny_set
 from hypothesis import HealthCheck, given, settings
 
 from buffers.exchange import load_pt
-from ddengine import contents, loop
+from ddengine import contents, contents_of_uses, loop
 from ddengine.api import evaluate
 from ddengine.api.results import opened
 from ddengine.artefact import folder as folders
 from ddengine.models import build_model
+from ddengine.objective import Objective
 from ddengine.pages.commands import commands
 from ddengine.pages.reading import read
 from ddengine.recipe import OuterConfig
@@ -41,6 +43,7 @@ sys.path.append(str(ROOT / "benchmarks" / "faults"))
 import strange  # noqa: E402
 from strange import OfHeader, OfJson, OfKind, OfTensors, OfText, Trial  # noqa: E402
 
+OF_RUNS = [name for name in contents.KINDS if name not in contents_of_uses.KINDS]
 ROW = {"set": "distilled", "model": "mlp", "accuracy_mean": 0.5}  # of an evaluation
 META, DATA = "run/distilled/meta.json", "run/distilled/data.safetensors"
 CHECKPOINT = "unfinished/checkpoint/state.safetensors"
@@ -314,6 +317,43 @@ def test_a_checkpoint_of_other_tensors(tmp_path):
         loop._check_state(tmp_path, read_state, syn, OuterConfig(steps=4, optim={}))
 
 
+@dataclass(frozen=True)
+class Keeps(Objective):
+    """Keeps a number and a vector between steps."""
+
+    def init(self, rng):
+        return {"calls": torch.zeros((), dtype=torch.int64), "theta": torch.zeros(3)}
+
+    def losses(self, syn, state, step, rng):
+        yield syn.tensors["images"].square().sum()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, None),
+        ({"theta": torch.zeros(4)}, r"'theta', which .* is \(4,\) float32 there, and must be \(3,"),
+        ({"calls": torch.zeros(())}, r"'calls', which .* is \(\) float32 there"),
+        ({"theta": None}, "it lacks 'theta'"),
+        ({"more": torch.zeros(1)}, "it holds 'more', which the method does not keep"),
+    ],
+)
+def test_a_checkpoint_whose_method_keeps_something_else(tmp_path, change, words):
+    syn = tiny_set(tiny_data())
+    kept = Keeps().init(generator(0)) | change
+    kept = {name: tensor for name, tensor in kept.items() if tensor is not None}
+    state = loop.State(dict(syn.tensors), {}, {}, kept, step=1)
+    (tmp_path / "checkpoint").mkdir()
+    loop.save_checkpoint(tmp_path / loop.CHECKPOINT, state, 0)
+    (tmp_path / "metrics.jsonl").touch()
+    config = OuterConfig(steps=1, optim={}, evaluate_every=0)
+    if words is None:
+        loop.distill(syn, Keeps(), config, tmp_path, seed=0)
+    else:
+        with pytest.raises(UserError, match=words):
+            loop.distill(syn, Keeps(), config, tmp_path, seed=0)
+
+
 def test_names_do_not_move_a_page_or_a_card(sound, tmp_path, capsys):
     """Names of classes and networks are shown with their control characters, and obey nobody."""
     place = tmp_path / "place"
@@ -336,7 +376,7 @@ def test_names_do_not_move_a_page_or_a_card(sound, tmp_path, capsys):
     assert "<script>|" not in page and "distill --out=" not in page
 
 
-@pytest.mark.parametrize("name", [*contents.KINDS, "prune.recipe.json"])
+@pytest.mark.parametrize("name", [*OF_RUNS, "prune.recipe.json"])
 def test_fields_of_one_file_in_another(tmp_path, name):
     """What a file does not have is nothing that its reader looks at."""
     others = {"rows": 5, "recipe": "x", "students": "x", "protocol": "x"}

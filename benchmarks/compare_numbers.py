@@ -1,6 +1,6 @@
-"""What differs between two files of cells.py; the exit code is 1 where anything does.
+"""What differs between two files of same_numbers.py; the exit code is 1 where anything does.
 
-    python benchmarks/compare_cells.py before.json after.json --common --ignore said complained
+    python benchmarks/compare_numbers.py before.json after.json --common --ignore said complained
 
 --ignore leaves out paths in which one of these words is a part: said and complained are printed
 lines, text is that of load.py and cards, .png the digests of pictures.

@@ -1,0 +1,122 @@
+"""What the minutes that one has a GPU are for, in order of worth, in one command.
+
+    python benchmarks/gpu.py --seconds 540 --out DIR [--cifar10 FOLDER]
+
+It installs nothing and runs with the Python that runs it: the tests that need a GPU, field.py, then
+published cells. Each part has a box of the seconds; what it leaves is shared by those after it. A
+part that its box stops is continued by the next call with the same DIR, where parts that are done
+are not run again. Every result lies in DIR as soon as it is there: parts.json says how far each
+part is, PART.log what it printed, field-cuda.json and published_cells.json what came out.
+--rehearse does all of it on a CPU, at a size that takes little.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import common
+import tyro
+
+from ddengine.system import files
+
+PARTS = "parts.json"
+LEAST = 5.0  # seconds with which no part is begun
+CELLS = ("mtt/cifar10_ipc1", "mtt/cifar10_ipc10", "dm/cifar10_ipc10", "cross/cifar10_ipc10")
+SMALL = ("--width", "4", "--repeats", "1", "--no-compiled", "--cells", "expert", "dm_ipc10")
+State = Literal["done", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The question asked."""
+
+    seconds: float  # of all parts together
+    out: Path
+    cifar10: Path | None = None  # a folder of parquet files; None: where torchvision puts it
+    rehearse: bool = False  # on a CPU, at a size that takes little
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command, and its share of the time beside the others."""
+
+    name: str
+    share: float
+    words: tuple[str, ...]  # in which SECONDS and HOURS stand for its box
+
+
+def parts(settings: Settings) -> list[Part]:
+    """All of them."""
+    python, out = sys.executable, settings.out.absolute()
+    device = "cpu" if settings.rehearse else "cuda"
+    tests = (python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "gpu", "tests/gpu")
+    field = (python, "benchmarks/field.py", "--device", device, "--out", str(out))
+    made = [Part("tests", 1.0, tests), Part("field", 2.0, (*field, *(SMALL * settings.rehearse)))]
+    images = () if settings.cifar10 is None else ("--cifar10", str(settings.cifar10.resolve()))
+    for name in CELLS:
+        words = (
+            python, "benchmarks/cells.py", "--hours", "HOURS", "--cells", name, "--device", device,
+            "--out", str(out), "--runs", str(out / "cells"), *images,
+            *(("--rehearse",) * settings.rehearse),
+        )  # fmt: skip
+        made.append(Part(name.replace("/", "_"), 1.5, words))
+    return made
+
+
+def in_order(every: Sequence[Part], known: dict[str, Any]) -> list[Part]:
+    """The parts that are not done; last those that failed before."""
+    left = [part for part in every if _state(known, part) != "done"]
+    return sorted(left, key=lambda part: _state(known, part) == "failed")
+
+
+def _state(known: dict[str, Any], part: Part) -> State | None:
+    """How far a part is."""
+    return known.get(part.name, {}).get("state")
+
+
+def box(left: Sequence[Part], seconds: float) -> float:
+    """The seconds of the first of the parts that are left."""
+    return seconds * left[0].share / sum(part.share for part in left)
+
+
+def run(part: Part, seconds: float, folder: Path) -> tuple[State, int]:
+    """Run a part within its box: how far it is, and its exit code."""
+    # so that a part which knows its hours ends by itself
+    hours = str(0.9 * seconds / 3600)
+    words = [hours if word == "HOURS" else word for word in part.words]
+    code = common.stopped_after(words, seconds, folder / f"{part.name}.log")
+    if common.was_stopped(code):
+        return "stopped", code
+    return ("failed" if code else "done"), code
+
+
+def main(settings: Settings, every: Sequence[Part] = ()) -> int:
+    """Run the parts that are left, write after each; 1 where one failed."""
+    began = time.monotonic()
+    files.make_folder(settings.out)
+    path = settings.out / PARTS
+    known: dict[str, Any] = dict(files.read_json(path)["parts"]) if path.is_file() else {}
+    left = in_order(every or parts(settings), known)
+    while left:
+        remaining = settings.seconds - (time.monotonic() - began)
+        if remaining < LEAST:
+            print("the seconds are over; the same command goes on", flush=True)
+            break
+        part, seconds = left[0], box(left, remaining)
+        print(f"{part.name}: {seconds:.0f} of {remaining:.0f} seconds", flush=True)
+        start = time.monotonic()
+        state, code = run(part, seconds, settings.out)
+        spent = known.get(part.name, {}).get("seconds", 0.0) + time.monotonic() - start
+        known[part.name] = {"state": state, "code": code, "seconds": round(spent, 1)}
+        files.write_json(path, {"parts": known})
+        print(f"{part.name}: {state} after {spent:.0f} seconds", flush=True)
+        left = left[1:]
+    return 1 if any(part["state"] == "failed" for part in known.values()) else 0
+
+
+if __name__ == "__main__":
+    common.end_when_asked()
+    sys.exit(main(tyro.cli(Settings)))

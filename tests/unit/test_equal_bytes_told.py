@@ -1,0 +1,111 @@
+"""What the tables of sets of equal bytes say of what was expected of them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# behind the tests, some of which have the same names
+sys.path.append(str(ROOT / "benchmarks"))
+
+import equal_bytes  # noqa: E402
+import equal_bytes_told as told  # noqa: E402
+
+
+def a_row(kind, accuracies, num_bytes=1000):
+    networks = [{"seed": seed, "accuracy": a} for seed, a in enumerate(accuracies)]
+    return {
+        "set": kind, "accuracy_mean": sum(accuracies) / len(accuracies), "accuracies": networks,
+        "images": 10, "bytes": num_bytes, "ledger": {"labels": 80},
+    }  # fmt: skip
+
+
+def a_run(form, *rows, budget="ipc1:f32", seed=0):
+    cell = {"method": "dm", "budget": budget, "form": form, "seed": seed}
+    return {"cell": cell, "evaluation": {"rows": list(rows)}}
+
+
+def runs_of(coded, control, **cell):
+    return [
+        a_run("plain", a_row("distilled", [0.60, 0.61, 0.62]), **cell),
+        a_run("siren", a_row("distilled", coded), a_row("random_coded", control), **cell),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("coded", "control", "wanted", "unwanted"),
+    [
+        (
+            [0.70, 0.71, 0.72],
+            [0.50, 0.51, 0.52],
+            ["+10.0 points", "which came true", "by more than both intervals: siren."],
+            ["did not come true", "is the codec's"],
+        ),
+        (
+            [0.64, 0.65, 0.66],
+            [0.62, 0.64, 0.66],
+            [
+                "+4.0 points",
+                "did not come true",
+                "is the codec's: siren (65.0, random images 64.0)",
+            ],
+            ["which came true", "by more than both intervals: siren."],
+        ),
+    ],
+)
+def test_what_was_expected_is_said_with_its_figures(coded, control, wanted, unwanted):
+    text = told.text(runs_of(coded, control), of=2)
+    for words in wanted:
+        assert words in text
+    for words in unwanted:
+        assert words not in text
+
+
+def test_nothing_was_expected_at_other_budgets():
+    text = told.text(runs_of([0.7, 0.71, 0.72], [0.5, 0.5, 0.51], budget="ipc10:f32"), of=3)
+    assert "+10.0 points." in text and "Expected" not in text
+    assert text.startswith("2 of 3 distillations are done.")
+
+
+def test_of_several_distillations_a_point_is_their_mean():
+    runs = [
+        a_run("plain", a_row("distilled", [0.5 + seed / 10, 0.52 + seed / 10]), seed=seed)
+        for seed in range(3)
+    ]
+    (point,) = told.points(runs)
+    assert point.mean == pytest.approx(0.61)
+    assert (point.distillations, point.networks) == (3, 2)
+    low, high = point.ci95  # Student's t of three means that are 0.1 apart
+    assert low < 0.4 and high > 0.78
+
+
+def test_the_frontier_is_what_fewer_bytes_do_not_beat():
+    rows = {"a": (0.5, 100), "b": (0.7, 300), "c": (0.6, 300), "d": (0.65, 400), "e": (0.8, 500)}
+    runs = [
+        a_run(name, a_row("distilled", [mean, mean], size)) for name, (mean, size) in rows.items()
+    ]
+    assert [point.form for point in told.frontier(told.points(runs))] == ["a", "b", "e"]
+
+
+def test_the_best_codecs_go_on_each_once_and_are_chosen_once(tmp_path):
+    means = {"plain": 0.9, "quantised, 2 bits": 0.8, "quantised, 4 bits": 0.7, "siren": 0.6}
+    runs = [a_run(form, a_row("distilled", [mean, mean])) for form, mean in means.items()]
+    screened = tmp_path / "screening.json"
+    equal_bytes.files.write_json(screened, {"runs": runs})
+    forms = equal_bytes.chosen(tmp_path / "final", screened)
+    assert forms == ["quantised, 2 bits", "siren"]
+    screened.unlink()
+    assert equal_bytes.chosen(tmp_path / "final", screened) == forms
+    assert equal_bytes.of_cifar(["siren", "quantised, 2 bits", "fred"]) == forms
+
+
+def test_a_flag_that_is_replaced_stands_once():
+    flags = equal_bytes.in_place_of(("--a", "1", "2", "--b", "3"), ("--a", "4"))
+    assert flags == ("--b", "3", "--a", "4")
+
+
+def test_what_does_not_fit_into_few_bytes_is_left_out():
+    cells = equal_bytes.final(["haba", "siren"], "dm-ipc1:u8")
+    assert {cell.form for cell in cells} == {"plain", "siren"}
+    assert "--codec.bounded" in cells[0].row(tiny=False).flags

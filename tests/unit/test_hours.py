@@ -1,0 +1,197 @@
+"""Benchmarks within hours or seconds that are said go on where they were stopped."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ddengine.recipe import Published
+from ddengine.system import files
+from ddengine.system.errors import UserError
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import cells
+import common
+import gpu
+
+EXPECTED = {"distill": 5000.0, "evaluate": 100.0}
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Stand-ins for the commands of run.py; `said` gives exit codes that are not 0, in turn."""
+    seen, said = [], {}
+
+    def stand_in(words, seconds, log):
+        _, _, verb, *rest = words
+        seen.append(verb)
+        log.write_text(f"about to {verb}\nthe end of {verb}\n")
+        if said.get(verb):
+            return said[verb].pop()
+        if verb == "estimate":
+            parts = [{"name": name, "seconds": value} for name, value in EXPECTED.items()]
+            files.write_json(Path(rest[rest.index("--json") + 1]), {"parts": parts})
+        if verb in ("select", "distill"):
+            Path(rest[rest.index("--out") + 1], "distilled").mkdir(parents=True)
+            files.write_json(Path(rest[rest.index("--out") + 1], "distilled", "meta.json"), {})
+        if verb == "evaluate":
+            networks = int(rest[rest.index("--num_networks") + 1])
+            reached = [0.2 + 0.01 * number for number in range(networks)]
+            rows = [{"accuracies": [{"accuracy": value} for value in reached]}]
+            where = {"machine": {}, "versions": {}, "commit": "c"}
+            files.write_json(Path(rest[0], "evaluation.json"), {"rows": rows, **where})
+        return 0
+
+    monkeypatch.setattr(common, "stopped_after", stand_in)
+    return seen, said
+
+
+def settings(tmp_path, *names, hours=1.0):
+    return cells.Settings(
+        hours=hours, cells=names, runs=tmp_path / "runs", out=tmp_path / "out", device="cpu"
+    )
+
+
+def rows_in(asked):
+    content = json.loads((asked.out / "published_cells.json").read_text())
+    return {row["cell"]: row for row in content["rows"]}
+
+
+def test_cells_are_run_once_and_told_beside_their_figures(tmp_path, commands):
+    """Random images have a set for each network, herding has one; a second call runs nothing."""
+    seen, _ = commands
+    asked = settings(tmp_path, "random_dc_ipc1", "herding_dc_ipc1")
+    assert cells.main(asked) == 0
+    assert seen == ["select", "evaluate"] * 6
+    rows = rows_in(asked)
+    random, herding = rows["random_dc_ipc1"], rows["herding_dc_ipc1"]
+    assert random["ours"]["accuracies"] == [0.2] * 5
+    assert random["published"]["accuracy"] == pytest.approx(0.144)
+    assert random["ours"]["within_1_std"] is False
+    assert herding["ours"]["n"] == 5 and herding["ours"]["accuracy"] == pytest.approx(0.22)
+    assert herding["ours"]["within_1_std"] is True  # 21.5 with a deviation of 1.2
+    assert cells.main(asked) == 0 and len(seen) == 12
+    table = (asked.out / "published_cells.md").read_text()
+    assert "| 21.5 ± 1.2 | 22.0 ± 1.6 (" in table and "| yes |" in table and "| no |" in table
+
+
+def test_hours_that_are_over_stop_the_cells_which_go_on(tmp_path, commands):
+    """The row of a cell that was stopped says that it is not finished."""
+    seen, said = commands
+    said["distill"] = [143]
+    asked = settings(tmp_path, "dsa/cifar10_ipc1", "dc/cifar10_ipc1")
+    assert cells.main(asked) == common.UNFINISHED
+    assert seen == ["distill"]
+    assert rows_in(asked)["dsa/cifar10_ipc1"]["ours"] is None
+    assert "not finished" in (asked.out / "published_cells.md").read_text()
+    assert cells.main(asked) == 0
+    assert seen == ["distill", *("distill", "evaluate") * 2]
+    figure = rows_in(asked)["dsa/cifar10_ipc1"]["published"]
+    assert figure["accuracy"] == pytest.approx(0.288) and figure["source"]
+    assert cells.main(settings(tmp_path, "dc/fashion_mnist_ipc1", hours=0)) == common.UNFINISHED
+
+
+def test_a_cell_that_fails_is_said_and_others_run(tmp_path, commands, capsys):
+    _, said = commands
+    said["distill"] = [1]
+    asked = settings(tmp_path, "dsa/cifar10_ipc1", "dc/cifar10_ipc1")
+    assert cells.main(asked) == 1
+    assert "ended with 1: the end of distill" in capsys.readouterr().out
+    rows = rows_in(asked)
+    assert rows["dc/cifar10_ipc1"]["ours"] is not None
+    assert "the end of distill" in rows["dsa/cifar10_ipc1"]["failed"]
+
+
+def test_outer_steps_are_cut_to_the_hours_once(tmp_path, commands):
+    """A second of 5000 steps of a second, beside 100 of the evaluation; the row says what is cut."""
+    seen, said = commands
+    said["distill"] = [143]
+    asked = settings(tmp_path, "mtt/cifar10_ipc1", hours=0.5)
+    assert cells.main(asked) == common.UNFINISHED and seen == ["buffer", "estimate", "distill"]
+    assert cells.main(settings(tmp_path, "mtt/cifar10_ipc1", hours=2)) == 0
+    assert seen[3:] == ["buffer", "distill", "evaluate"]
+    experts, steps = rows_in(asked)["mtt/cifar10_ipc1"]["cut"]
+    assert experts == "4 experts of 3 epochs for 100 of 50"
+    number = int(steps.split()[0])
+    assert 1340 < number <= 0.8 * (1800 - 100) and steps.endswith("outer steps for 5000")
+    assert cells.fitting(5000, EXPECTED, 10**6) == 5000 and cells.fitting(5000, EXPECTED, 90) == 0
+
+
+def test_cells_of_other_settings_and_unknown_ones_are_refused(tmp_path, commands):
+    asked = settings(tmp_path, "random_dsa_ipc1")
+    cells.main(asked)
+    with pytest.raises(UserError, match="other settings"):
+        cells.main(cells.Settings(**{**vars(asked), "rehearse": True}))
+    with pytest.raises(UserError, match="random_dsa_ipc1"):
+        cells.main(settings(tmp_path, "mtt/none"))
+
+
+def test_every_cell_has_a_figure_and_a_name_of_its_own():
+    every = [*cells.CELLS, *cells.MORE]
+    assert len({cell.name.replace("/", "_") for cell in every}) == len(every)
+    assert all(isinstance(cell.figure, Published) for cell in every)
+
+
+# What is done with a GPU.
+
+WRITES = "open({!r}, 'a').write('x'); raise SystemExit({})"
+
+
+def part(folder, name, code=0, share=1.0):
+    """A part that notes that it ran."""
+    script = WRITES.format(str(folder / f"{name}.ran"), code)
+    return gpu.Part(name, share, (sys.executable, "-S", "-c", script))
+
+
+def ran(folder, name):
+    path = folder / f"{name}.ran"
+    return len(path.read_text()) if path.is_file() else 0
+
+
+def test_parts_go_on_in_a_second_call(tmp_path):
+    """What is done is not run again; what was stopped is, and last what failed."""
+    waits = (sys.executable, "-S", "-c", "import time; time.sleep(60)")
+    first = [part(tmp_path, "fails", 1), gpu.Part("long", 0.02, waits), part(tmp_path, "quick")]
+    asked = gpu.Settings(seconds=60, out=tmp_path)
+    assert gpu.main(asked, first) == 1
+    states = {
+        name: of["state"] for name, of in files.read_json(tmp_path / gpu.PARTS)["parts"].items()
+    }
+    assert states == {"fails": "failed", "long": "stopped", "quick": "done"}
+    assert gpu.in_order(first, files.read_json(tmp_path / gpu.PARTS)["parts"]) == [
+        first[1],
+        first[0],
+    ]
+    second = [part(tmp_path, name) for name in ("fails", "long", "quick")]
+    assert gpu.main(asked, second) == 0
+    assert [ran(tmp_path, name) for name in ("fails", "long", "quick")] == [2, 1, 1]
+
+
+def test_no_part_is_begun_with_seconds_that_do_not_do(tmp_path):
+    assert gpu.main(gpu.Settings(seconds=gpu.LEAST - 1, out=tmp_path), [part(tmp_path, "a")]) == 0
+    assert not ran(tmp_path, "a")
+
+
+def test_a_box_is_a_share_of_what_is_left():
+    every = gpu.parts(gpu.Settings(seconds=540, out=Path("out")))
+    assert every[0].name == "tests" and gpu.box(every, 900) == pytest.approx(100)
+    assert gpu.box(every[-1:], 70) == 70
+    assert all("cuda" in one.words for one in every[1:])
+    known = {cell.name for cell in [*cells.CELLS, *cells.MORE]}
+    assert set(gpu.CELLS) <= known
+
+
+@pytest.mark.slow
+def test_a_command_that_is_stopped_ends_what_it_started(tmp_path):
+    """And a command that ends by itself says its exit code."""
+    log = tmp_path / "log"
+    sleeps = "import time; print('begun', flush=True); time.sleep(60)"
+    began = time.monotonic()
+    code = common.stopped_after([sys.executable, "-S", "-c", sleeps], 1.5, log)
+    assert common.was_stopped(code) and time.monotonic() - began < 30
+    assert "begun" in log.read_text()
+    code = common.stopped_after([sys.executable, "-S", "-c", "raise SystemExit(7)"], 30, log)
+    assert code == 7 and not common.was_stopped(code)
