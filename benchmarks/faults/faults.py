@@ -108,8 +108,9 @@ def environment() -> dict[str, str]:
 
 def start(command: Sequence[str], folder: Path, **options: Any) -> "subprocess.Popen[str]":
     """A command at work in a folder, which says all that it says to a pipe."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(words(command), cwd=folder, env=environment(), **{**pipes, **options})
+    usual: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    usual |= {"env": environment()}
+    return subprocess.Popen(words(command), cwd=folder, **{**usual, **options})
 
 
 def finish(command: Sequence[str], folder: Path) -> tuple[int, str, float]:
