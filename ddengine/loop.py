@@ -37,13 +37,6 @@ Progress = Callable[[str, int, int], AbstractContextManager[log.Counter]]
 Kept = Callable[[Objective, dict[str, Tensor], SyntheticSet, int], Mapping[str, Tensor]]
 
 
-def as_at_first(
-    objective: Objective, first: dict[str, Tensor], syn: SyntheticSet, step: int
-) -> Mapping[str, Tensor]:
-    """State whose names and shapes stay."""
-    return first
-
-
 def cites(config: OuterConfig) -> tuple[str, ...]:
     """Works to cite for what is shipped: a running average of the images."""
     return ("du2023ftd",) if "images" in config.ema else ()
@@ -250,7 +243,7 @@ def distill(  # long: arguments, and what they mean
     began: float | None = None,
     run: str | None = None,
     shared: bool = False,
-    kept: Kept = as_at_first,
+    kept: Kept | None = None,
 ) -> tuple[SyntheticSet, Counters]:
     """Minimise the objective over the tensors that `config.optim` names.
 
@@ -278,7 +271,8 @@ def distill(  # long: arguments, and what they mean
         run: identifies the run, whose checkpoints no other one continues.
         shared: whether the objective shares the work of a draw over the ranks; else each rank has
             draws of its own.
-        kept: what a checkpoint may hold of an objective's state, as `ObjectiveConfig.kept` says it.
+        kept: what a checkpoint may hold of an objective's state, as `ObjectiveConfig.kept` says it;
+            None: it is not compared.
 
     Raises:
         UserError: a name in `config.optim` that is not stored; several draws, or ranks that do not
@@ -344,14 +338,15 @@ def _begin(
     seed: int,
     run: str | None,
     shared: bool,
-    kept: Kept,
+    kept: Kept | None,
 ) -> tuple[State, int]:
     """The state that a run in `folder` starts or continues with, and the length of its log."""
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
         state, log_bytes = load_checkpoint(checkpoint, syn.classes.device, run)
         _check_state(checkpoint, state, syn, config)
-        _check_kept(checkpoint, state, syn, objective, kept)
+        if kept is not None:
+            _check_kept(checkpoint, state, syn, objective, kept)
         _check_ranks(state, shared)
         log.say(f"continuing at step {state.step} of {config.steps}")
         return state, log_bytes

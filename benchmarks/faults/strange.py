@@ -296,7 +296,7 @@ def limited() -> Iterator[None]:
 def _no_training() -> Iterator[None]:
     """Within the block evaluations and uses end where their first network would be trained."""
 
-    def reached(*_: Any) -> Any:
+    def reached(*_: Any, **__: Any) -> Any:
         raise Reached
 
     with patch.object(evaluate, "_rows", reached), used.without_work(reached):

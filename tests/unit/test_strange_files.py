@@ -36,6 +36,7 @@ from ddengine.system.errors import UserError
 from ddengine.system.parsing import DEEPEST, parsed
 from ddengine.system.rng import generator
 from ddengine.system.visible import visible
+from synth.catalogue import find
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks" / "faults"))
@@ -371,11 +372,12 @@ def test_a_checkpoint_whose_method_keeps_something_else(tmp_path, change, words)
     loop.save_checkpoint(tmp_path / loop.CHECKPOINT, state, 0)
     (tmp_path / "metrics.jsonl").touch()
     config = OuterConfig(steps=1, optim={}, evaluate_every=0)
+    method = find("dm/cifar10_ipc1").objective  # whose state is as it was at first
     if words is None:
-        loop.distill(syn, Keeps(), config, tmp_path, seed=0)
+        loop.distill(syn, Keeps(), config, tmp_path, seed=0, kept=method.kept)
     else:
         with pytest.raises(UserError, match=words):
-            loop.distill(syn, Keeps(), config, tmp_path, seed=0)
+            loop.distill(syn, Keeps(), config, tmp_path, seed=0, kept=method.kept)
 
 
 def test_names_do_not_move_a_page_or_a_card(sound, tmp_path, capsys):
