@@ -61,6 +61,7 @@ from synth.recipes import (
     at,
     att,
     cim,
+    coded_cells,
     datm,
     dc,
     dd,
@@ -278,6 +279,7 @@ def test_no_recipe_hides_another():
             pad,
             cim,
             with_codecs,
+            coded_cells,
         )
     )
     assert all(value.name == name for name, value in RECIPES.items())
