@@ -163,6 +163,16 @@ class LinearBases(Codec):
         row = torch.arange(len(coefficients), device=coefficients.device)
         return item_of(row, self.rows, self.items)
 
+    def only(
+        self, tensors: Tensors, items: Tensor, num_classes: int
+    ) -> tuple[Codec, dict[str, Tensor]]:
+        """The rows of these items, where each has one; bases stay."""
+        if self.rows != self.items:
+            return super().only(tensors, items, num_classes)
+        num = len(items) // num_classes
+        rows = tensors["coefficients"].index_select(0, items)
+        return replace(self, rows=num, items=num), {**tensors, "coefficients": rows}
+
     def decode(self, tensors: Tensors, index: Tensor) -> Tensor:
         """The images of some rows."""
         coefficients = tensors["coefficients"].index_select(0, index)
