@@ -132,7 +132,7 @@ def test_a_set_is_thinned_by_command(tmp_path, monkeypatch, capsys):
     assert torch.equal(read, fewer.batch(torch.arange(30)).images)
     again = ddengine.thin("more", items=3, networks=2, progress=False)
     assert torch.equal(again.pixels(), images)
-    other = ddengine.thin("more", items=3, networks=2, hardest=0.0, progress=False)
+    other = ddengine.thin("more", items=3, networks=2, hardest=1.0, progress=False)
     assert not torch.equal(other.pixels(), images)
     for wrong, says in (
         (("--items", "4"), "ask for 1 to 3"),

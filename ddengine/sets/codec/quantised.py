@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Generator, Tensor
@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from ddengine.data import Preprocess
 from ddengine.recipe import require, require_at_least, to_dict
 from ddengine.sets.codec.packed import bit_packed, bit_unpacked
-from ddengine.sets.codec.protocol import BYTES_OF_VALUE, Codec, Loader, Tensors
+from ddengine.sets.codec.protocol import BYTES_OF_VALUE, Codec, Loader, Tensors, inseparable
 from ddengine.sets.codec.values import too_large
 from ddengine.sets.codec.within_bytes import WithinBytes
 from ddengine.system.rng import generator, seed_from
@@ -141,10 +141,10 @@ class Quantised(WithinBytes):
 
     def only(
         self, tensors: Tensors, items: Tensor, num_classes: int
-    ) -> tuple[Codec, dict[str, Tensor]]:
+    ) -> tuple[Self, dict[str, Tensor]]:
         """These images; codes that are shipped are packed anew. Refuses groups while learning."""
         if self.groups is not None and "images" in tensors:
-            return Codec.only(self, tensors, items, num_classes)  # which change what others see
+            raise inseparable(self)  # scales of a group follow from all its images
         codec, left = super().only(tensors, items, num_classes)
         if "images" in tensors:
             return codec, left

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Generator, Tensor
@@ -142,7 +142,7 @@ class Reduced(WithinBytes):
 
     def only(
         self, tensors: Tensors, items: Tensor, num_classes: int
-    ) -> tuple[Codec, dict[str, Tensor]]:
+    ) -> tuple[Self, dict[str, Tensor]]:
         """These images; of what is shipped the numbers of their colours are packed anew."""
         codec, left = super().only(tensors, items, num_classes)
         if "numbers" in left:

@@ -80,7 +80,7 @@ class WithinBytes(Codec):
 
     def only(
         self, tensors: Tensors, items: Tensor, num_classes: int
-    ) -> tuple[Codec, dict[str, Tensor]]:
+    ) -> tuple[Self, dict[str, Tensor]]:
         """The rows of these items; what all share stays."""
         left = dict(tensors)
         for name in self.by_item:
