@@ -263,6 +263,12 @@ class SweepFile(TypedDict, total=False):
     of: Mapping[str, Any]
 
 
+class ListingFile(TypedDict, total=False):
+    """.digests.json: those of files that cannot say their own, by name."""
+
+    files: Required[Mapping[str, str]]
+
+
 class Event(TypedDict, total=False):
     """A line of metrics.jsonl."""
 
@@ -287,6 +293,7 @@ KINDS: Mapping[str, Any] = {
     "manifest.json": ManifestFile,
     "choices.json": ChoicesFile,
     "sweep.json": SweepFile,
+    ".digests.json": ListingFile,
     **contents_of_uses.KINDS,
 }
 OF_A_USE = ".recipe.json"  # ends the name of the recipe of a use of a dataset

@@ -205,6 +205,9 @@ def imported(name: str, *words: str) -> dict[str, Reader]:
 FILES: Mapping[str, Mapping[str, Reader]] = {
     "run/distilled/meta.json": of_set("run"),
     "run/distilled/data.safetensors": of_set("run"),
+    "run/distilled/.digests.json": {
+        name: read for name, read in of_set("run").items() if name in ("verify", "export")
+    },
     "run/evaluation.json": of_set("run"),
     "run/recipe.json": of_set("run"),
     "run/metrics.jsonl": of_set("run"),

@@ -274,6 +274,14 @@ def test_pictures_card_parquet_and_load_py_are_listed(copy):
         path.write_bytes(content)
 
 
+def test_a_list_leads_nowhere_else(copy):
+    listed = copy / "run/distilled" / listing.LISTING
+    (copy / "outside").touch()
+    files.write_json(listed, {"files": {"../../outside": "0"}})
+    (row,) = [row for row in ddengine.verify(copy).rows if row["damaged"]]
+    assert row["file"] == str(listed) and "which lies elsewhere" in row["state"]
+
+
 def test_a_card_with_accuracies_is_listed_anew(copy):
     folder = copy / "run/distilled"
     row = {"set": "distilled", "model": "mlp", "accuracy_mean": 0.5, "accuracy_std": None}

@@ -41,9 +41,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks" / "faults"))
 
 import strange  # noqa: E402
+import used  # noqa: E402
 from strange import OfHeader, OfJson, OfKind, OfTensors, OfText, Trial  # noqa: E402
 
 OF_RUNS = [name for name in contents.KINDS if name not in contents_of_uses.KINDS]
+ROUNDS = {"rounds": 90_000, "points": 5, "repeats": 2}
 ROW = {"set": "distilled", "model": "mlp", "accuracy_mean": 0.5}  # of an evaluation
 META, DATA = "run/distilled/meta.json", "run/distilled/data.safetensors"
 CHECKPOINT = "unfinished/checkpoint/state.safetensors"
@@ -161,6 +163,28 @@ def test_json_that_is_read():
         ("evaluation.json", {"rows": [ROW | {"n": 3, "accuracies": []}]}, "are 0, and n and"),
         ("manifest.json", {"epochs": [0, "1"]}, r'epochs\[1\] is "1"'),
         ("choices.json", {"objectives": {}}, "objectives is an object of nothing"),
+        (".digests.json", {"files": {"a": 3}}, "files.a is 3, and must be text"),
+        ("scores.json", {"scores": [{"model": "mlp"}]}, r"it lacks scores\[0\].scores"),
+        ("ranking.json", {"sets": {}}, "sets is an object of nothing, and must be a list"),
+        ("privacy.json", used.privacy() | {"train": -1}, "train is -1, and must be"),
+        (
+            "privacy.json",
+            used.privacy() | {"neighbours": {"pixels": {}}},
+            "it lacks neighbours.pix",
+        ),
+        (
+            "transfer.json",
+            used.transferred() | {"models": ["x"]},
+            r"rows\[0\].model is none of mod",
+        ),
+        ("transfer.json", used.transferred() | {"rows": []}, "rows holds nothing"),
+        ("prune.json", used.pruned() | {"teachers": []}, "teachers holds nothing"),
+        (
+            "labels.json",
+            used.bought() | {"config": ROUNDS},
+            r"rounds are 3, and config.rounds 90000",
+        ),
+        ("continual.json", used.learned() | {"classes_seen": [5]}, "are 2, and classes_seen 1"),
     ],
 )
 def test_fields_of_other_types(tmp_path, name, content, words):
@@ -383,6 +407,6 @@ def test_fields_of_one_file_in_another(tmp_path, name):
     kind = contents.KINDS.get(name, contents.RecipeFile)
     known = kind.__annotations__ | {}
     given = {key: value for key, value in others.items() if key not in known}
-    needed = {"objectives": []} if name == "choices.json" else {}
+    needed = {"choices.json": {"objectives": []}, ".digests.json": {"files": {}}}.get(name, {})
     (tmp_path / name).write_text(json.dumps(given | needed))
     assert given.items() <= contents.read_json(tmp_path / name).items()
