@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Required, TypedDict
 
-from ddengine import naming
+from ddengine import contents_of_uses, naming
+from ddengine.common_facts import Common
 from ddengine.recipe import (
     DataConfig,
     EvalConfig,
@@ -112,27 +113,6 @@ class TargetNetwork(TypedDict, total=False):
     """The network whose features a set has."""
 
     model: str
-
-
-class Machine(TypedDict, total=False):
-    """Where something was computed."""
-
-    device: str
-    cores: Count | None
-    system: str
-
-
-class Common(TypedDict, total=False):
-    """What several files say."""
-
-    format: Count
-    seed: int | None
-    precision: Precision | None
-    images: str
-    machine: Machine
-    versions: Mapping[str, str]
-    commit: str | None
-    command: list[str]
 
 
 class MetaFile(Common, total=False):
@@ -283,6 +263,12 @@ class SweepFile(TypedDict, total=False):
     of: Mapping[str, Any]
 
 
+class ListingFile(TypedDict, total=False):
+    """.digests.json: those of files that cannot say their own, by name."""
+
+    files: Required[Mapping[str, str]]
+
+
 class Event(TypedDict, total=False):
     """A line of metrics.jsonl."""
 
@@ -307,14 +293,17 @@ KINDS: Mapping[str, Any] = {
     "manifest.json": ManifestFile,
     "choices.json": ChoicesFile,
     "sweep.json": SweepFile,
+    ".digests.json": ListingFile,
+    **contents_of_uses.KINDS,
 }
 OF_A_USE = ".recipe.json"  # ends the name of the recipe of a use of a dataset
 # what to do about one that holds something else
+RESTORE = "restore it or run the command that wrote it again"
 ADVICE = {
     "evaluation.json": "evaluate again with --restart",
     "manifest.json": "restore it, or make the store again with --restart",
+    **dict.fromkeys(contents_of_uses.CONTINUED, f"{RESTORE} with --restart"),
 }
-RESTORE = "restore it or run the command that wrote it again"
 # parts of a recipe whose values are checked too, as they are on a command line
 PARTS = {
     "data": DataConfig,
@@ -358,6 +347,8 @@ def _check_values(kind: Any, content: Json) -> None:
         _check_config(EvalConfig, content.get("protocol"))
         for number, row in enumerate(content.get("rows", ())):
             _check_row(f"rows[{number}]", row)
+    if kind in contents_of_uses.CHECKS:
+        contents_of_uses.CHECKS[kind](content)
     if kind is MetaFile:
         _check_config(StudentTraining, content.get("students"))
     if kind in (MetaFile, RecipeFile):

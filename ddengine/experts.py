@@ -88,6 +88,10 @@ class OwnTraining(ExpertStep, ABC):
     def seconds(self, network: nn.Module, data: Data) -> float:
         """How long the training takes about, from a few updates of each part."""
 
+    def bytes_beside(self, network: nn.Module, data: Data) -> int:
+        """Bytes of the files that it leaves beside the store, for these images."""
+        return 0
+
     def files(self) -> str | None:
         """The digest of the files that are read beside the images; None where there are none."""
         return None

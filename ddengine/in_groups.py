@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from ddengine import loop
-from ddengine.loop import Counters, Finish
+from ddengine.loop import Counters, Finish, Kept, as_at_first
 from ddengine.objective import Group, Objective
 from ddengine.recipe import OuterConfig
 from ddengine.sets.synthetic import SyntheticSet
@@ -44,11 +44,13 @@ def distill(
     began: float | None = None,
     run: str | None = None,
     shared: bool = False,
+    kept: Kept = as_at_first,
 ) -> tuple[SyntheticSet, Counters]:
     """What `loop.distill` does, in the groups that the method asks for; without any in one.
 
     In several there is one validation and one picture, of the set in the end, and metrics.jsonl is
-    written then. Arguments and errors are those of `loop.distill`.
+    written then; until then the board shows each group as a run of its own. Arguments and errors
+    are those of `loop.distill`.
     """
     if not groups:
         return loop.distill(
@@ -64,15 +66,19 @@ def distill(
             began=began,
             run=run,
             shared=shared,
+            kept=kept,
         )
     began = time.perf_counter() if began is None else began
     quiet = replace(config, evaluate_every=0, picture_every=0)
-    made, counters, ended = _one_by_one(syn, groups, quiet, folder, began, seed, run, shared)
+    made, counters, ended = _one_by_one(
+        syn, groups, quiet, folder, board, began, seed, run, shared, kept
+    )
     result = finish(made)
     if validate is not None and config.evaluate_every and dist.rank() == 0:
         counters.validation_accuracy = validate(result)
     if dist.rank() == 0:
-        counters.log_digest = _write_log(folder, len(groups), counters.validation_accuracy)
+        accuracy = counters.validation_accuracy
+        counters.log_digest = _write_log(folder, len(groups), accuracy, board)
         if picture is not None:
             picture(result, config.steps)
     counters.wall_seconds += time.perf_counter() - ended
@@ -84,10 +90,12 @@ def _one_by_one(
     groups: Sequence[Group],
     config: OuterConfig,
     folder: Path,
+    board: log.Board | None,
     began: float,
     seed: int,
     run: str | None,
     shared: bool,
+    kept: Kept,
 ) -> tuple[SyntheticSet, Counters, float]:
     """(the set with the items of every group as they come out, what all cost, when the last ended).
 
@@ -100,19 +108,24 @@ def _one_by_one(
     for number, group in enumerate(groups, 1):
         place = _folder_of(folder, number)
         files.make_folder(place)
+        part = None if board is None else board.part(f"group_{number:04d}")
         made, cost = loop.distill(
             _part(syn, group.items),
             group.objective,
             config,
             place,
             seed=seed,
+            board=part,
             began=began,
             run=None if run is None else f"{run} group {number} of {len(groups)}",
             shared=shared,
+            kept=kept,
         )
         for name, tensor in made.tensors.items():
             tensors[name][group.items] = tensor
         _add(counters, cost)
+        if part is not None:
+            part.close()
         began = time.perf_counter()
         log.say(f"group {number} of {len(groups)} is optimised")
     return syn.with_tensors(tensors), counters, began
@@ -140,8 +153,11 @@ def _add(total: Counters, of_group: Counters) -> None:
     total.peak_memory = max(total.peak_memory, of_group.peak_memory)
 
 
-def _write_log(folder: Path, num: int, accuracy: float | None) -> str:
-    """metrics.jsonl of the run, of those of its groups, whose losses are added; its digest."""
+def _write_log(folder: Path, num: int, accuracy: float | None, board: log.Board | None) -> str:
+    """metrics.jsonl of the run, of those of its groups, whose losses are added; its digest.
+
+    The board has what it says.
+    """
     texts = [(_folder_of(folder, number) / LOG).read_text() for number in range(1, num + 1)]
     events = []
     for lines in zip(*(text.splitlines() for text in texts), strict=True):
@@ -150,6 +166,9 @@ def _write_log(folder: Path, num: int, accuracy: float | None) -> str:
         events[-1]["validation_accuracy"] = accuracy
     text = "".join(files.to_json(event) + "\n" for event in events)
     files.write_text(folder / LOG, text)
+    if board is not None:
+        for event in events:
+            board.event(event)
     return digests.of_bytes(text.encode())
 
 

@@ -33,6 +33,15 @@ COUNTS = ("not_finite_in_a_row", "not_finite", "above_max_loss", "lr_held")
 Finish = Callable[[SyntheticSet], SyntheticSet]
 # (title, total, done) -> a context whose value counts
 Progress = Callable[[str, int, int], AbstractContextManager[log.Counter]]
+# (objective, its first state, the set, steps made) -> tensors of the shapes of its state
+Kept = Callable[[Objective, dict[str, Tensor], SyntheticSet, int], Mapping[str, Tensor]]
+
+
+def as_at_first(
+    objective: Objective, first: dict[str, Tensor], syn: SyntheticSet, step: int
+) -> Mapping[str, Tensor]:
+    """State whose names and shapes stay."""
+    return first
 
 
 def cites(config: OuterConfig) -> tuple[str, ...]:
@@ -241,6 +250,7 @@ def distill(  # long: arguments, and what they mean
     began: float | None = None,
     run: str | None = None,
     shared: bool = False,
+    kept: Kept = as_at_first,
 ) -> tuple[SyntheticSet, Counters]:
     """Minimise the objective over the tensors that `config.optim` names.
 
@@ -268,6 +278,7 @@ def distill(  # long: arguments, and what they mean
         run: identifies the run, whose checkpoints no other one continues.
         shared: whether the objective shares the work of a draw over the ranks; else each rank has
             draws of its own.
+        kept: what a checkpoint may hold of an objective's state, as `ObjectiveConfig.kept` says it.
 
     Raises:
         UserError: a name in `config.optim` that is not stored; several draws, or ranks that do not
@@ -276,7 +287,7 @@ def distill(  # long: arguments, and what they mean
     config = replace(config, optim=syn.by_tensor(config.optim), ema=syn.by_tensor(config.ema))
     check(syn, objective, config, shared=shared)
     began = time.perf_counter() if began is None else began
-    state, log_bytes = _begin(syn, objective, config, folder, seed, run, shared)
+    state, log_bytes = _begin(syn, objective, config, folder, seed, run, shared, kept)
     began -= state.counters.wall_seconds  # as if the run had never been interrupted
     events = None
     if dist.rank() == 0:
@@ -333,12 +344,14 @@ def _begin(
     seed: int,
     run: str | None,
     shared: bool,
+    kept: Kept,
 ) -> tuple[State, int]:
     """The state that a run in `folder` starts or continues with, and the length of its log."""
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
         state, log_bytes = load_checkpoint(checkpoint, syn.classes.device, run)
         _check_state(checkpoint, state, syn, config)
+        _check_kept(checkpoint, state, syn, objective, kept)
         _check_ranks(state, shared)
         log.say(f"continuing at step {state.step} of {config.steps}")
         return state, log_bytes
@@ -362,6 +375,31 @@ def _check_state(path: Path, state: State, syn: SyntheticSet, config: OuterConfi
         for name, tensor in named.items():
             if name not in wanted or tensor.shape != wanted[name][0]:
                 raise files.damaged(path, f"what it keeps of {name!r} has another shape")
+
+
+def _check_kept(
+    path: Path, state: State, syn: SyntheticSet, objective: Objective, kept: Kept
+) -> None:
+    """Raise UserError for a checkpoint whose objective keeps something else than this one."""
+    first = objective.init(generator(0))
+    wanted = kept(objective, first, syn, state.step)
+    for name in sorted(first.keys() - state.objective.keys()):
+        raise files.damaged(path, f"it lacks {name!r}, which the method keeps between steps")
+    for name, tensor in state.objective.items():
+        if name not in wanted:
+            raise files.damaged(path, f"it holds {name!r}, which the method does not keep")
+        shape, kind = tensor.shape, tensor.dtype.is_floating_point
+        if (shape, kind) != (wanted[name].shape, wanted[name].dtype.is_floating_point):
+            raise files.damaged(
+                path,
+                f"{name!r}, which the method keeps between steps, is {_in_words(tensor)} there, "
+                f"and must be {_in_words(wanted[name])}",
+            )
+
+
+def _in_words(tensor: Tensor) -> str:
+    """Shape and type of a tensor."""
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _check_ranks(state: State, shared: bool) -> None:

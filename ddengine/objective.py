@@ -203,6 +203,16 @@ class ObjectiveConfig(Method, Protocol):
         """
         return False
 
+    def kept(
+        self, objective: Objective, first: dict[str, Tensor], syn: SyntheticSet, step: int
+    ) -> Mapping[str, Tensor]:
+        """What a checkpoint of so many steps may hold of the objective's state, by shapes.
+
+        `first` is what its `init` returned, whose names must all be there. By default nothing else
+        is, and shapes stay; a method whose state changes shape, or grows, says here how.
+        """
+        return first
+
     def network_at(self, syn: SyntheticSet, step: int) -> int:
         """Which of the networks that it draws an outer step sees, counted from 0.
 

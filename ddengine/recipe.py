@@ -1116,24 +1116,32 @@ def for_networks(recipe: Recipe, networks: Sequence[str]) -> Recipe:
             f"Images cannot be made for {name}, as a run would not go on without it; name networks "
             "of the engine, torchvision or timm, and evaluate the set on yours.",
         )
-    first, *others = networks
-    parts: dict[str, Any] = {"model": first}
-    if recipe.teachers:
-        parts["teachers"] = tuple(networks)
-        if others:
-            parts["objective"] = recipe.objective.for_all_teachers()
-    else:
-        parts["more_models"] = tuple(others)
-        if recipe.objective.draws_networks:
-            measure = recipe.scaled_to or recipe.model
-            parts["scaled_to"] = None if measure == first else measure
-    if others and not recipe.evaluation.models:
+    parts = _taught_by(recipe, networks) if recipe.teachers else _made_in(recipe, networks)
+    if len(networks) > 1 and not recipe.evaluation.models:
         parts["evaluation"] = replace(recipe.evaluation, models=tuple(networks))
-    other = replace(recipe, **parts)
+    other = replace(recipe, model=networks[0], **parts)
     if resolved(other) == resolved(recipe):
         return recipe
     note = f"{recipe.name} for {' and '.join(networks)}, for which nothing is published."
     return replace(other, published=None, note=note)
+
+
+def _taught_by(recipe: Recipe, networks: Sequence[str]) -> dict[str, Any]:
+    """What changes in a recipe with teachers where these networks are the teachers."""
+    parts: dict[str, Any] = {"teachers": tuple(networks)}
+    if len(networks) > 1:
+        parts["objective"] = recipe.objective.for_all_teachers()
+    return parts
+
+
+def _made_in(recipe: Recipe, networks: Sequence[str]) -> dict[str, Any]:
+    """What changes in a recipe without teachers where images are made in these networks."""
+    first, *others = networks
+    parts: dict[str, Any] = {"more_models": tuple(others)}
+    if recipe.objective.draws_networks:
+        measure = recipe.scaled_to or recipe.model
+        parts["scaled_to"] = None if measure == first else measure
+    return parts
 
 
 # what --take can take

@@ -1,7 +1,7 @@
 """One objective for networks of several kinds, which take turns."""
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -54,6 +54,21 @@ class InTurn(Objective):
         number = self.config.network_at(syn, step) % len(self.objectives)
         for loss in self.objectives[number].losses(syn, state, step, rng):
             yield self.scales[number] * loss
+
+
+def kept(
+    config: ObjectiveConfig,
+    objective: Objective,
+    first: dict[str, Tensor],
+    syn: SyntheticSet,
+    step: int,
+) -> Mapping[str, Tensor]:
+    """What `ObjectiveConfig.kept` says of the objective whose turn the last step was."""
+    objectives = alone(objective)
+    if len(objectives) == 1:
+        return config.kept(objective, first, syn, step)
+    last = objectives[config.network_at(syn, max(0, step - 1)) % len(objectives)]
+    return config.kept(last, last.init(generator(0)), syn, step)
 
 
 def alone(objective: Objective) -> Sequence[Objective]:

@@ -23,7 +23,7 @@ from ddengine.learning.flat import flatten, flatten_buffers, unflatten_into
 from ddengine.learning.optim import updated
 from ddengine.learning.teachers import features
 from ddengine.models.dropout import is_dropout
-from ddengine.objective import Env, ObjectiveConfig
+from ddengine.objective import Env, Objective, ObjectiveConfig
 from ddengine.recipe import AugmentConfig, OptimConfig, require, require_at_least
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import log
@@ -94,6 +94,19 @@ class OnPool(ObjectiveConfig):
         """Without most of what the pool is trained before the first step."""
         pool, times = self.pool.quick_start()
         return replace(self, pool=pool), times
+
+    def kept(
+        self, objective: Objective, first: State, syn: SyntheticSet, step: int
+    ) -> Mapping[str, Tensor]:
+        """The pool, and of networks that were trained also what the optimiser keeps."""
+        state = dict(first)
+        for number in range(self.pool.size):
+            theta = first[f"theta.{number}"]
+            for kind in ("momentum", "square"):
+                state[f"{kind}.{number}"] = theta
+            for kind in ("count", "norm"):
+                state[f"{kind}.{number}"] = theta.new_zeros(())
+        return state
 
     def small(self) -> Self:
         """With two networks of few steps, and 8 real images."""

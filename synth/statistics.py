@@ -20,7 +20,7 @@ directed weight adjustment (Du et al., NeurIPS 2024, arXiv 2409.17612), `adjust`
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -229,6 +229,23 @@ class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
         if isinstance(objective, StatisticsObjective):
             return objective.groups(syn, config)
         return ()
+
+    def kept(
+        self, objective: Objective, first: dict[str, Tensor], syn: SyntheticSet, step: int
+    ) -> Mapping[str, Tensor]:
+        """The weights of every batch, (batches, P) for a teacher that has any."""
+        if not self.adjust or step == 0 or not isinstance(objective, StatisticsObjective):
+            return first
+        teachers = objective.teachers
+        batches = [0] * len(teachers)
+        for number, index in self.groups(syn, len(teachers), 0):
+            batches[number] += len(index)
+        weights = dict(first)
+        for number, teacher in enumerate(teachers):
+            if batches[number]:
+                size = sum(parameter.numel() for parameter in teacher.parameters())
+                weights[f"theta.{number}"] = torch.empty(batches[number], size, device="meta")
+        return weights
 
     def choose(self, objective: Objective, choices: Facts) -> None:
         """Optimise so many images at a time."""

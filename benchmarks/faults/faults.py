@@ -7,6 +7,7 @@ the table in docs/reliability.md of them.
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -112,11 +113,39 @@ def start(command: Sequence[str], folder: Path, **options: Any) -> "subprocess.P
 
 
 def finish(command: Sequence[str], folder: Path) -> tuple[int, str, float]:
-    """(exit code, what was said, seconds) of a command that runs to its end."""
-    began = time.perf_counter()
-    process = start(command, folder)
+    """(exit code, what was said, seconds of computation) of a command that runs to its end."""
+    return to_its_end(lambda: start(command, folder))
+
+
+def to_its_end(begin: Callable[[], "subprocess.Popen[str]"]) -> tuple[int, str, float]:
+    """The same of a process that `begin` starts; computation is that of all that it starts, too."""
+    before = _of_children()
+    process = begin()
     said, _ = process.communicate()
-    return process.returncode, said, time.perf_counter() - began
+    return process.returncode, said, _of_children() - before
+
+
+def _of_children() -> float:
+    """Seconds that processes have computed which this one started and waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def computed(process: int) -> float:
+    """Seconds that a process and all below it have computed so far (Linux).
+
+    How far a command is, on a machine that does other things, is told by this and by no clock.
+    """
+    path = Path("/proc", str(process))
+    try:
+        # behind the name, which may hold anything: user and system time, and that of its children
+        # that have ended
+        times = (path / "stat").read_text().rpartition(")")[2].split()[11:15]
+        below = [(task / "children").read_text().split() for task in (path / "task").iterdir()]
+    except OSError:  # it has ended
+        return 0.0
+    seconds = sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+    return seconds + sum(computed(int(child)) for children in below for child in children)
 
 
 def made_before(folder: Path, stage: Stage) -> None:
@@ -171,16 +200,13 @@ def left_over(folder: Path) -> list[str]:
     return [str(path) for path in left]
 
 
-def wait_until(process: "subprocess.Popen[str]", seconds: float, ready: Callable[[], bool]) -> bool:
-    """Wait so long, but for no process that has ended; False where nothing was to wait for."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            return False
-        if ready():
+def wait_for_work(process: "subprocess.Popen[str]", seconds: float) -> bool:
+    """Wait until a process has computed so long; False where it has ended before."""
+    while process.poll() is None:
+        if computed(process.pid) >= seconds:
             return True
         time.sleep(0.02)
-    return process.poll() is None
+    return False
 
 
 def write(name: str, settings: dict[str, Any], rows: Sequence[Row]) -> Path:

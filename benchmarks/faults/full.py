@@ -45,7 +45,7 @@ def main(settings: Settings) -> None:
 def tried(name: str, times: int, library: Path, place: Path) -> faults.Row:
     """What came of a stage on disks that are full from a write on."""
     stage = faults.STAGES[name]
-    faults.made(place / "before", stage.before)
+    faults.made_before(place / "before", stage)
     whole = shutil.copytree(place / "before", place / "whole")
     code, said = on_full(stage, whole, library, 0)
     assert code == 0, said

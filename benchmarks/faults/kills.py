@@ -3,9 +3,10 @@
     python benchmarks/faults/kills.py --times 30 --stages buffer distill evaluate report cache
 
 Each stage runs once to its end. Then it is started again and again in a copy of what is before it,
-killed after a random share of the time that it took, and started again in the same folder until it
-has ended; a killed command may be killed again, up to three times. Its numbers must be those of the
-unbroken run, to the bit, and no temporary file or lock may be left.
+killed after a random share of the computation that it took (no clock tells, so the machine may do
+other things), and started again in the same folder until it has ended; a killed command may be
+killed again, up to three times. Its numbers must be those of the unbroken run, to the bit, and no
+temporary file or lock may be left.
 """
 
 import random
@@ -64,9 +65,9 @@ def tried(name: str, times: int, draw: random.Random, place: Path) -> faults.Row
 
 
 def killed(stage: faults.Stage, folder: Path, seconds: float) -> int:
-    """Start a stage and kill it after so many seconds; 1, or 0 where it had ended before."""
+    """Start a stage and kill it when it has computed so long; 1, or 0 where it had ended."""
     process = faults.start(stage.command, folder, start_new_session=True)
-    still = faults.wait_until(process, seconds, lambda: False)
+    still = faults.wait_for_work(process, seconds)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     return int(still)

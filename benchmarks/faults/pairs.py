@@ -2,17 +2,17 @@
 
     python benchmarks/faults/pairs.py --times 20
 
-Both distill (or train experts) with different rates, a random part of two seconds apart. One must
-end with 0, the other with 2 and a sentence that says who works there or that the folder holds
-another run; recipe and images must be of the same command, to the bit of a run that was alone. With
-`--wait` both ask for the same run, and both must end with 0.
+Both distill (or train experts) with different rates, the second when the first has done a random
+part of the first half of its computation. One must end with 0, the other with 2 and a sentence that
+says who works there or that the folder holds another run; recipe and images must be of the same
+command, to the bit of a run that was alone. With `--wait` both ask for the same run, and both must
+end with 0.
 """
 
 import json
 import random
 import shutil
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,21 +40,30 @@ def main(settings: Settings) -> None:
         for name in ("distill", "buffer"):
             alone = [made_alone(name, value, Path(place)) for value in VALUES[name]]
             rows.append(tried(name, settings.times, draw, Path(place), alone))
-        rows.append(waited(settings.times // 4, draw, Path(place)))
+            if name == "distill":
+                rows.append(waited(max(1, settings.times // 4), draw, Path(place), alone[0]))
     faults.write(settings.name, vars(settings), rows)
 
 
-def made_alone(name: str, value: str, place: Path) -> dict[str, str]:
-    """The numbers of a run that nobody disturbs."""
+@dataclass(frozen=True)
+class Alone:
+    """A run that nobody disturbs."""
+
+    numbers: dict[str, str]
+    seconds: float  # of computation
+
+
+def made_alone(name: str, value: str, place: Path) -> Alone:
+    """Such a run."""
     folder = place / f"{name}-{value}"
     folder.mkdir()
-    code, said, _ = faults.finish((*faults.STAGES[name].command, RATE[name], value), folder)
+    code, said, seconds = faults.finish((*faults.STAGES[name].command, RATE[name], value), folder)
     assert code == 0, said
-    return faults.numbers(folder, faults.STAGES[name])
+    return Alone(faults.numbers(folder, faults.STAGES[name]), seconds)
 
 
 def tried(
-    name: str, times: int, draw: random.Random, place: Path, alone: list[dict[str, str]]
+    name: str, times: int, draw: random.Random, place: Path, alone: list[Alone]
 ) -> faults.Row:
     """What came of so many pairs with different rates."""
     stage = faults.STAGES[name]
@@ -65,14 +74,14 @@ def tried(
         processes = []
         for value in VALUES[name]:
             processes.append(faults.start((*stage.command, RATE[name], value), folder))
-            time.sleep(draw.uniform(0.0, 2.0))
+            faults.wait_for_work(processes[0], draw.uniform(0.0, 0.5) * alone[0].seconds)
         said = [process.communicate()[0] for process in processes]
         codes = [process.returncode for process in processes]
         refused += any(sentence in " ".join(said) for sentence in SENTENCES)
         if sorted(codes) != [0, 2]:
             print(codes, [text[-300:] for text in said])
             lost += 1
-        elif faults.numbers(folder, stage) != alone[codes.index(0)] or not fits(
+        elif faults.numbers(folder, stage) != alone[codes.index(0)].numbers or not fits(
             name, folder, codes
         ):
             wrong += 1
@@ -90,7 +99,7 @@ def fits(name: str, folder: Path, codes: list[int]) -> bool:
     return recipe["outer"]["optim"]["images"]["lr"] == value
 
 
-def waited(times: int, draw: random.Random, place: Path) -> faults.Row:
+def waited(times: int, draw: random.Random, place: Path, alone: Alone) -> faults.Row:
     """What came of pairs that ask for the same run and wait for each other."""
     stage = faults.STAGES["distill"]
     lost = wrong = 0
@@ -100,7 +109,7 @@ def waited(times: int, draw: random.Random, place: Path) -> faults.Row:
         processes = []
         for _ in range(2):
             processes.append(faults.start((*stage.command, "--wait"), folder))
-            time.sleep(draw.uniform(0.0, 2.0))
+            faults.wait_for_work(processes[0], draw.uniform(0.0, 0.5) * alone.seconds)
         codes = [process.wait() for process in processes if process.communicate()]
         steps = len((folder / "run" / "metrics.jsonl").read_text().splitlines())
         lost += codes != [0, 0]

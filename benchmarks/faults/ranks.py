@@ -2,11 +2,11 @@
 
     python benchmarks/faults/ranks.py --times 10
 
-`killed`: a rank is killed with -9 at a random moment, and torchrun starts all of them again
-(--max-restarts). `stopped`: a rank is stopped (SIGSTOP); the others must name it within
---dist_timeout and end, and the same command must come to its end then. `asked`: SIGTERM to the
-launcher. All must come to the set of an unbroken run, to the bit. Gloo's rendezvous fails now and
-then by itself (a port that somebody else took), which is counted apart and tried again.
+`killed`: a rank is killed with -9 after a random share of the computation, and torchrun starts all
+of them again (--max-restarts). `stopped`: a rank is stopped (SIGSTOP); the others must name it
+within --dist_timeout and end, and the same command must come to its end then. `asked`: SIGTERM to
+the launcher. All must come to the set of an unbroken run, to the bit. Gloo's rendezvous fails now
+and then by itself (a port that somebody else took), which is counted apart and tried again.
 """
 
 import os
@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,6 @@ import faults
 import tyro
 
 FAULTS = ("killed", "stopped", "asked")
-TIMEOUT = 20.0  # seconds of silence that a rank is given; a busy machine takes a few
 # what torch says where a group does not come about, whoever asks for it
 RENDEZVOUS = re.compile(r"RendezvousConnectionError|address already in use|EADDRINUSE|RendezvousT")
 
@@ -37,6 +35,9 @@ class Settings:
     times: int = 10
     faults: tuple[str, ...] = FAULTS
     ranks: int = 2
+    # seconds of silence that a rank is given, which each trial of `stopped` waits; a machine that
+    # does other things takes many
+    timeout: float = 40.0
     seed: int = 0
     name: str = "ranks"
 
@@ -47,7 +48,7 @@ def main(settings: Settings) -> None:
     with tempfile.TemporaryDirectory() as place:
         whole = Path(place) / "whole"
         whole.mkdir()
-        code, said, seconds = finish(stage, settings.ranks, whole)
+        code, said, seconds = finish(stage, settings, whole)
         assert code == 0, said
         rows = []
         for fault in settings.faults:
@@ -55,12 +56,18 @@ def main(settings: Settings) -> None:
     faults.write(settings.name, vars(settings), rows)
 
 
-def launched(stage: faults.Stage, ranks: int, folder: Path) -> "subprocess.Popen[str]":
+def launched(stage: faults.Stage, settings: Settings, folder: Path) -> "subprocess.Popen[str]":
     """A stage on so many ranks, of a launcher that starts them again where one fails."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(settings.ranks),
+    ]
     launcher += ["--max_restarts", "3", str(faults.ROOT / "run.py")]
     return subprocess.Popen(
-        [sys.executable, *launcher, *stage.command, "--dist_timeout", str(TIMEOUT)],
+        [sys.executable, *launcher, *stage.command, "--dist_timeout", str(settings.timeout)],
         cwd=folder,
         env=faults.environment(),
         stdout=subprocess.PIPE,
@@ -69,25 +76,22 @@ def launched(stage: faults.Stage, ranks: int, folder: Path) -> "subprocess.Popen
     )
 
 
-def finish(stage: faults.Stage, ranks: int, folder: Path) -> tuple[int, str, float]:
-    """(exit code, what was said, seconds) of ranks that nothing disturbs."""
-    began = time.perf_counter()
-    process = launched(stage, ranks, folder)
-    said, _ = process.communicate()
-    return process.returncode, said, time.perf_counter() - began
+def finish(stage: faults.Stage, settings: Settings, folder: Path) -> tuple[int, str, float]:
+    """(exit code, what was said, seconds of computation) of ranks that nothing disturbs."""
+    return faults.to_its_end(lambda: launched(stage, settings, folder))
 
 
 def tried(
     fault: str, settings: Settings, draw: random.Random, seconds: float, place: Path
 ) -> faults.Row:
-    """What came of a fault so many times; an unbroken run takes so many seconds."""
+    """What came of a fault so many times; an unbroken run computes for so many seconds."""
     stage = faults.STAGES["distill"]
     wanted = faults.numbers(place / "whole", stage)
     lost = wrong = said_so = rendezvous = by_hand = 0
     for _ in range(settings.times):
         folder = place / "disturbed"
         folder.mkdir()
-        code, said = disturbed(fault, settings.ranks, draw, seconds, folder)
+        code, said = disturbed(fault, settings, draw, seconds, folder)
         said_so += bool(re.search(r"has not answered|the same command continues|continuing", said))
         for _ in range(3):  # what was not started again goes on by the same command
             if code == 0:
@@ -96,7 +100,7 @@ def tried(
             if fault == "killed":  # which torchrun makes good by itself
                 by_hand += 1
                 print(said[-3000:])
-            code, said, _ = finish(stage, settings.ranks, folder)
+            code, said, _ = finish(stage, settings, folder)
         if code != 0 or faults.left_over(folder):
             print(said[-3000:], faults.left_over(folder))
             lost += 1
@@ -112,12 +116,11 @@ def tried(
 
 
 def disturbed(
-    fault: str, ranks: int, draw: random.Random, seconds: float, folder: Path
+    fault: str, settings: Settings, draw: random.Random, seconds: float, folder: Path
 ) -> tuple[int, str]:
     """(exit code, what was said) of ranks to which a fault happens."""
-    process = launched(faults.STAGES["distill"], ranks, folder)
-    faults.wait_until(process, draw.uniform(0.4, 0.95) * seconds, lambda: False)
-    if process.poll() is None:
+    process = launched(faults.STAGES["distill"], settings, folder)
+    if faults.wait_for_work(process, draw.uniform(0.4, 0.95) * seconds):
         victims = children(process.pid)
         if fault == "asked" or not victims:
             process.send_signal(signal.SIGTERM)

@@ -2,9 +2,9 @@
 
     python benchmarks/faults/signals.py --times 5
 
-Each signal is sent in each stage at a random moment of its work. The exit code must be 128 and the
-number of the signal (0 where the work was done before it came), and the same command must come to
-the numbers of an unbroken run. Of a distillation no step may be made twice.
+Each signal is sent in each stage after a random share of its computation. The exit code must be 128
+and the number of the signal (0 where the work was done before it came), and the same command must
+come to the numbers of an unbroken run. Of a distillation no step may be made twice.
 """
 
 import json
@@ -50,7 +50,7 @@ def main(settings: Settings) -> None:
 def tried(
     name: str, number: str, times: int, seconds: float, draw: random.Random, place: Path
 ) -> faults.Row:
-    """What came of a signal in a stage that takes so many seconds."""
+    """What came of a signal in a stage that takes so many seconds of computation."""
     stage = faults.STAGES[name]
     wanted = faults.numbers(place / "whole", stage)
     lost = wrong = said_so = 0
@@ -72,10 +72,9 @@ def tried(
 
 
 def asked(stage: faults.Stage, folder: Path, number: str, seconds: float) -> tuple[int, str]:
-    """(exit code, what was said) of a stage that gets a signal after so many seconds."""
+    """(exit code, what was said) of a stage that gets a signal when it has computed so long."""
     process = faults.start(stage.command, folder)
-    faults.wait_until(process, seconds, lambda: False)
-    if process.poll() is None:
+    if faults.wait_for_work(process, seconds):
         process.send_signal(getattr(signal, number))
     said, _ = process.communicate()
     return process.returncode, said

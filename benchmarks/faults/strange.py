@@ -1,6 +1,7 @@
 """Files as strangers may make them: what is changed in them, and who reads them afterwards.
 
-`made` writes a folder with an expert store, two runs and their sets. A `Change` spoils one of its
+`made` writes a folder with an expert store, two runs and their sets, what uses of them wrote
+(`used.py`) and files of other programs. A `Change` spoils one of its
 files, and a reader, which is a command in this process or the load.py of a set, is asked to read
 what has become of it. It must do its work or say a sentence: `come_of` tells. Digests are made
 anew, so that readers see what is behind them, as a stranger who means it would do.
@@ -23,6 +24,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import used
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -79,6 +81,9 @@ def _make(place: Path) -> None:
     shutil.copytree(place / "run", place / "unfinished")
     shutil.rmtree(place / "unfinished" / "distilled")
     (place / "unfinished" / "evaluation.json").unlink()
+    used.made(place, DIGITS)
+    told = ("export", str(place / "store"), "--out", str(place / "foreign" / "buffers"))
+    assert commands.main(list(told)) == 0
 
 
 def _evaluation(run: Path) -> dict[str, Any]:
@@ -179,10 +184,30 @@ OF_RUN = {
     "report": command("report", "{}/unfinished", "--out", "{}/out.html"),
     "distill": OF_STORE["distill"],
 }
+
+
+def of_use(name: str, *words: str) -> dict[str, Reader]:
+    """Who reads a file that a use has written into a folder; the words are those of its command."""
+    readers = {
+        "verify": command("verify", f"{{}}/{name}"),
+        "report": command("report", f"{{}}/{name}", "--out", "{}/out.html"),
+    }
+    return readers | ({"again": command(*words)} if words else {})
+
+
+def imported(name: str, *words: str) -> dict[str, Reader]:
+    """Who reads a file of another program."""
+    told = ("--files", f"{{}}/foreign/{name}", *words, "--out", "{}/out")
+    return {"import": command("import", *EXPERTS, *told)}
+
+
 # the files, and who reads each
 FILES: Mapping[str, Mapping[str, Reader]] = {
     "run/distilled/meta.json": of_set("run"),
     "run/distilled/data.safetensors": of_set("run"),
+    "run/distilled/.digests.json": {
+        name: read for name, read in of_set("run").items() if name in ("verify", "export")
+    },
     "run/evaluation.json": of_set("run"),
     "run/recipe.json": of_set("run"),
     "run/metrics.jsonl": of_set("run"),
@@ -197,6 +222,21 @@ FILES: Mapping[str, Mapping[str, Reader]] = {
     "unfinished/choices.json": OF_RUN,
     "unfinished/metrics.jsonl": OF_RUN,
     "unfinished/checkpoint/state.safetensors": OF_RUN,
+    "run/scores.json": of_use("run"),
+    "run/ranking.json": of_use("run"),
+    "run/privacy.json": of_use("run"),
+    "run/transfer.json": of_use("run", *used.of_set())
+    | {"inspect": command("inspect", "{}/run/transfer.json")},
+    "pruned/prune.json": of_use("pruned", *used.of_dataset("prune", DIGITS)),
+    "pruned/prune.recipe.json": of_use("pruned", *used.of_dataset("prune", DIGITS)),
+    "bought/labels.json": of_use("bought", *used.of_dataset("buy_labels", DIGITS)),
+    "learned/continual.json": of_use("learned", *used.of_dataset("continual", DIGITS)),
+    "foreign/images_best.pt": imported("images_best.pt"),
+    "foreign/labels_best.pt": imported("images_best.pt"),
+    "foreign/lr_best.pt": imported("images_best.pt"),
+    "foreign/data_best.pt": imported("data_best.pt"),
+    "foreign/res.pt": imported("res.pt"),
+    "foreign/buffers/replay_buffer_0.pt": imported("buffers/replay_buffer_0.pt"),
 }
 
 
@@ -254,12 +294,12 @@ def limited() -> Iterator[None]:
 
 @contextmanager
 def _no_training() -> Iterator[None]:
-    """Within the block evaluations end where their first network would be trained."""
+    """Within the block evaluations and uses end where their first network would be trained."""
 
     def reached(*_: Any) -> Any:
         raise Reached
 
-    with patch.object(evaluate, "_rows", reached):
+    with patch.object(evaluate, "_rows", reached), used.without_work(reached):
         yield
 
 
@@ -477,6 +517,41 @@ TENSORS: Mapping[str, Callable[[Tensor], Tensor | None]] = {
 }
 
 
+@dataclass(frozen=True)
+class OfPickle:
+    """A part of what torch.save wrote is another one; `value` is what a part becomes, or how."""
+
+    place: float
+    action: str
+    value: Any
+
+    def __call__(self, path: Path) -> None:
+        """Write the file anew."""
+        content = [torch.load(path, weights_only=True)]
+        places = list(nodes(content))
+        *above, key = places[int(self.place * len(places))]
+        parent: Any = content
+        for step in above:
+            parent = parent[step]
+        if isinstance(parent[key], Tensor) and self.action in OF_PICKLES:
+            parent[key] = OF_PICKLES[self.action](parent[key])
+        else:
+            content = changed(content, self.place, self.action, self.value)
+        torch.save(content[0] if content else None, path)
+
+
+OF_PICKLES: Mapping[str, Callable[[Tensor], Any]] = {
+    **TENSORS,
+    "expanded": lambda tensor: torch.zeros(1).expand(10**6, *tensor.shape),
+    "infinite": lambda tensor: torch.full(tensor.shape, float("inf")),
+    "complex": lambda tensor: tensor.to(torch.complex64),
+    "sparse": lambda tensor: tensor.to_sparse(),
+    "parameter": lambda tensor: torch.nn.Parameter(tensor.float()),
+    "meta": lambda tensor: tensor.to("meta"),
+    "turned": lambda tensor: tensor.permute(*range(tensor.dim())[::-1]),
+}
+
+
 def told_beside(path: Path, digest: str) -> None:
     """Let meta.json or manifest.json say the digest of a file beside it."""
     for beside in (path.with_name("meta.json"), path.with_name("manifest.json")):
@@ -509,6 +584,10 @@ _json = st.one_of(
 _headers = st.builds(OfHeader, _places, _actions, st.sampled_from(OF_HEADERS))
 _tensors = st.builds(OfTensors, _places, st.sampled_from(sorted(TENSORS)))
 _of_tensors = st.one_of(*[_headers, _tensors] * 3, _bytes, _kinds)
+_pickle_actions = st.one_of(_actions, st.sampled_from(sorted(OF_PICKLES)))
+_of_pickles = st.one_of(
+    *[st.builds(OfPickle, _places, _pickle_actions, _values)] * 5, _bytes, _kinds
+)
 
 
 @dataclass(frozen=True)
@@ -520,11 +599,14 @@ class Trial:
     reader: str
 
 
+CHANGES = {".safetensors": _of_tensors, ".pt": _of_pickles, ".json": _json, ".jsonl": _json}
+
+
 @st.composite
 def trials(draw: st.DrawFn) -> Trial:
     """Any trial."""
     file = draw(st.sampled_from(sorted(FILES)))
-    change = draw(_of_tensors if file.endswith(".safetensors") else _json)
+    change = draw(CHANGES[Path(file).suffix])
     return Trial(file, change, draw(st.sampled_from(sorted(FILES[file]))))
 
 

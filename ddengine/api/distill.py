@@ -394,6 +394,7 @@ def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
             finish=partial(shipped, recipe=recipe, experts=experts),
             began=began,
             shared=job.shares(objective),
+            kept=partial(turns.kept, recipe.objective),
         )
     meta = job.meta(experts, counters, initial_seconds, objective, bibtex, result)
     return Distilled(job.renumbered(result), meta, None, job.data.split_names)
@@ -501,6 +502,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
         began=keep.began,
         run=digest(keep.identity),
         shared=job.shares(objective),
+        kept=partial(turns.kept, recipe.objective),
     )
     began = time.perf_counter() - counters.wall_seconds  # without interruptions
     meta = job.meta(experts, counters, initial_seconds, objective, keep.bibtex, result)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ddengine import contents, naming
-from ddengine.artefact import handover, loader
+from ddengine.artefact import handover, listing, loader
+from ddengine.artefact.card import CARD
+from ddengine.artefact.parquet import PARQUET
 from ddengine.data import Preprocess
 from ddengine.data.stored import check_numbers
 from ddengine.evaluation import protocol
@@ -30,6 +32,8 @@ UNFIT = (RuntimeError, IndexError, ValueError, ArithmeticError, AttributeError)
 # of what a set stores
 KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WHOLE_KINDS = (torch.uint8, torch.int16, torch.int32, torch.int64)
+# what cannot say a digest of itself
+LISTED = ("images", PARQUET, CARD, "load.py")
 AGAIN = "restore the file, or distill or import the set again"
 
 
@@ -43,7 +47,8 @@ def save(
 
     data.safetensors, labels.safetensors, meta.json and load.py; images/, a parquet file and
     README.md, the card, with pixels of 8 bits; splits.json, which real images are validation
-    and test images (`Data.split_names`), where `splits` says it.
+    and test images (`Data.split_names`), where `splits` says it. Files without digests of their
+    own are listed with them (`listing.py`).
     """
     with files.replacing(folder) as temporary:
         temporary.mkdir(parents=True)
@@ -69,6 +74,7 @@ def save(
             files.write_json(temporary / "splits.json", splits)
         files.write_text(temporary / "load.py", load_py(syn, trained))
         handover.write(temporary, syn, facts)
+        listing.write(temporary, [temporary / name for name in LISTED])
 
 
 def _facts(syn: SyntheticSet, labels_digest: str | None) -> Json:

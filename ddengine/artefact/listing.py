@@ -1,4 +1,6 @@
-"""What an export has written, with the digest of every file: pictures, cards, tars, parquet.
+"""What a set or an export has written beside its tensors, with the digest of every file.
+
+That is pictures, cards, tars, parquet and load.py.
 
 Such files cannot say a digest of themselves. The list is hidden, `.digests.json`, so that programs
 that read the folder as one of images pass over it.
@@ -7,17 +9,19 @@ that read the folder as one of images pass over it.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ddengine import contents
 from ddengine.system import digests, files
 from ddengine.system.errors import UserError
 
 LISTING = ".digests.json"
+AGAIN = "restore it, or make the set or its export again"
 BLOCK = 2**20  # bytes that are read at a time
 
 
 def write(folder: Path, written: Sequence[Path]) -> None:
     """Add files below a folder to its list; of folders all that they hold."""
     path = folder / LISTING
-    listed = files.read_json(path, "files")["files"] if path.is_file() else {}
+    listed = _listed(path) if path.is_file() else {}
     for one in written:
         for file in _files(one):
             if file != path and file.name != files.LOCK:
@@ -30,14 +34,21 @@ def wrong(path: Path) -> Iterator[tuple[Path, str | None]]:
 
     Raises UserError for a list that cannot be read.
     """
-    for name, digest in files.read_json(path, "files")["files"].items():
+    for name, digest in _listed(path).items():
         file = path.parent / name
+        if not file.resolve().is_relative_to(path.parent.resolve()):
+            raise UserError(f"{path} lists {name!r}, which lies elsewhere; {AGAIN}.")
         if not file.is_file():
-            yield file, f"{file} is missing; export the set again."
+            yield file, f"{file} is missing; {AGAIN}."
         elif _digest(file) != digest:
-            yield file, f"{file} is not as it was exported; export the set again."
+            yield file, f"{file} is not as it was written; {AGAIN}."
         else:
             yield file, None
+
+
+def _listed(path: Path) -> dict[str, str]:
+    """The digests by the names of files. Raises UserError for a list that cannot be read."""
+    return dict(contents.checked(path, files.read_json(path))["files"])
 
 
 def _files(path: Path) -> Iterator[Path]:

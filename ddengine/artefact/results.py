@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ddengine.artefact import folder as folders
+from ddengine.artefact import listing
 from ddengine.artefact.card import (
     BEGIN,
     CARD,
@@ -63,6 +64,7 @@ def add_results(folder: Path, evaluation: Evaluation) -> None:
         shipped["command"] = without_paths(shipped["command"])
     files.write_json(folder / EVALUATION, shipped)
     files.write_text(path, _put(text, (BEGIN, END), "Accuracy", section))
+    listing.write(folder, [written for written in (path, folder / "load.py") if written.is_file()])
 
 
 def is_of_set(evaluation: Evaluation, meta: Meta) -> bool:

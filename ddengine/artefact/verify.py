@@ -1,8 +1,8 @@
 """Whether the files of a folder are those that were written: every digest that is said is computed.
 
 A file says the digest of itself; meta.json and manifest.json say those of the files beside them,
-and an evaluation that of its set. What an export wrote is listed with its digests; pictures, cards
-and parquet files of a set have none.
+and an evaluation that of its set. Pictures, cards, parquet files and load.py of a set, and what an
+export wrote, are listed with their digests (`listing.py`).
 """
 
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ def verify(path: Path) -> list[Checked]:
         checked.append(Checked(file, _state(file)))
     for folder in dict.fromkeys(one.path.parent for one in checked):
         checked += _missing(folder)
-    checked += _exported(path, {one.path for one in checked if one.state != WITHOUT})
+    checked += _listed(path, {one.path for one in checked if one.state != WITHOUT})
     if not checked:
         raise UserError(
             f"{path} holds no file of this program that has a digest; give the folder of a store, "
@@ -76,8 +76,8 @@ def _files(path: Path) -> Iterator[Path]:
             yield file
 
 
-def _exported(path: Path, known: set[Path]) -> list[Checked]:
-    """The files that exports below a path wrote, but those that say a digest of their own."""
+def _listed(path: Path, known: set[Path]) -> list[Checked]:
+    """The files below a path that are listed, but those that say a digest of their own."""
     checked = []
     for listed in sorted(path.rglob(listing.LISTING) if path.is_dir() else ()):
         try:

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Generic
+from typing import Annotated, Any, Generic
 
 import tyro
 
@@ -38,27 +38,21 @@ class EstimateOptions(OfRecipe, ForNetworks, Machine, Generic[RecipeT]):
 def main(args: list[str]) -> None:
     """The command."""
     began = time.perf_counter()
-    names, flags = taken_names(args)
-    if len(names) < 2:
-        lines = [args]
-    else:
-        lines = [[name, *flags] for name in names]
-    asked = [of_recipe("estimate", line, EstimateOptions) for line in lines]
+    asked = asked_for(args)
     parsing = time.perf_counter() - began
-    if None in asked:
+    if not asked:
         return
     options = asked[0]
-    path = options.json
-    if path is not None:
-        plan.check_path(path)
+    if options.json is not None:
+        plan.check_path(options.json)
     alone("estimate")
     recipes = [each.recipe for each in asked]
     stores = [stores_of(each, each.experts) for each in asked]
-    one = len(asked) == 1
+    is_one = len(asked) == 1
     outcome = ddengine.estimate(
         None,
-        recipes[0] if one else recipes,
-        stores[0] if one else stores,
+        recipes[0] if is_one else recipes,
+        stores[0] if is_one else stores,
         seed=options.seed,
         device=options.device,
         precision=options.precision,
@@ -67,10 +61,21 @@ def main(args: list[str]) -> None:
         parsing=parsing,
     )
     cli.show(outcome)
-    if path is not None:
-        files.make_folder(path.parent)
-        said = {"recipe": to_dict(options.recipe)} if one else {}
-        files.write_json(path, {**said, **outcome.content})
+    if options.json is not None:
+        files.make_folder(options.json.parent)
+        said = {"recipe": to_dict(options.recipe)} if is_one else {}
+        files.write_json(options.json, {**said, **outcome.content})
+
+
+def asked_for(args: list[str]) -> list[EstimateOptions[Any]]:
+    """The options of every recipe of a line, which has names and then flags for all of them.
+
+    Empty where a flag asks for something else, which was shown.
+    """
+    names, flags = taken_names(args)
+    lines = [args] if len(names) < 2 else [[name, *flags] for name in names]
+    parsed = [of_recipe("estimate", line, EstimateOptions) for line in lines]
+    return [options for options in parsed if options is not None]
 
 
 def taken_names(args: list[str]) -> tuple[list[str], list[str]]:

@@ -3,13 +3,14 @@
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Generator, Tensor
 
-from ddengine import loop
+from ddengine import loop, turns
 from ddengine.artefact import folder
 from ddengine.contract import worlds
 from ddengine.contract.worlds import IPC, World
@@ -176,7 +177,8 @@ def test_resuming_changes_nothing(minimising: Recipe, world: World, tmp_path: Pa
     interrupted = StopsAt(objective, 5)
     with pytest.raises(KeyboardInterrupt):
         loop.distill(syn, interrupted, outer, tmp_path / "two", seed=0)
-    resumed, _ = loop.distill(syn, objective, outer, tmp_path / "two", seed=0)
+    kept = partial(turns.kept, recipe.objective)
+    resumed, _ = loop.distill(syn, objective, outer, tmp_path / "two", seed=0, kept=kept)
     why = (
         "a run that stopped in step 5 and went on did not end where one ends that was not stopped. "
         "Keep what changes between steps in the state that init() returns, as tensors, because "

@@ -16,6 +16,7 @@ them once: the others wait.
 """
 
 import math
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,7 +47,10 @@ from ddengine.system.runtime import available_memory
 from ddengine.types import Json
 
 AUTO, NONE = "auto", "none"  # values of data.cache that name no folder
-DEFAULT = Path("runs", ".images")  # the folder of AUTO
+# the folder of AUTO: that of before, in the folder where a command was started, where it is there,
+# else one that all commands of a person find wherever they are started
+OF_BEFORE = Path("runs", ".images")
+OF_PERSON = Path("ddengine", "images")  # in $XDG_CACHE_HOME, or ~/.cache
 SHARE = 0.25  # of the memory there is; pixels that take more are not held in it
 MARK = "decoded.json"  # says that a folder is one of caches
 KEYS = ("of", "shape", "per_block", "white", "settled", "several", "cut", "blocks", "digest")
@@ -93,7 +97,7 @@ def folder_of(config: DataConfig) -> Path:
 
     Raises UserError for one that is a file, holds anything else, or lies where images are read.
     """
-    root = DEFAULT if config.cache == AUTO else Path(config.cache)
+    root = default_folder() if config.cache == AUTO else Path(config.cache)
     if root.exists() and not root.is_dir():
         raise UserError(f"data.cache {root} is a file; name a folder, or none.")
     if root.is_dir() and not (root / MARK).is_file() and files.contents(root):
@@ -102,6 +106,19 @@ def folder_of(config: DataConfig) -> Path:
         )
     _check_outside(root, config)
     return root
+
+
+def default_folder() -> Path:
+    """The absolute path of the folder of caches that is used where none is named."""
+    if (OF_BEFORE / MARK).is_file():
+        return OF_BEFORE.absolute()
+    stated = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if stated.is_absolute():  # another is to be ignored, says the XDG Base Directory Specification
+        return stated / OF_PERSON
+    try:
+        return Path.home() / ".cache" / OF_PERSON
+    except RuntimeError:  # of a person without a home, as in some containers
+        return OF_BEFORE.absolute()
 
 
 def _check_outside(root: Path, config: DataConfig) -> None:

@@ -99,7 +99,7 @@ def plot(path: Path, result: Facts) -> None:
             [100 * one["mean"] for one in last],
             error_bars(last, "mean"),
             label=rule,
-            color=COLOURS[rule],
+            color=COLOURS.get(rule),
             marker="o",
             capsize=3,
         )

@@ -132,7 +132,7 @@ def _difference(row: Row) -> str:
 def notes(content: Facts) -> list[str]:
     """What rows start from, what was done to images, how rates were chosen, what is missing."""
     made = [f"{name}: {start['said']}" for name, start in content["starts"].items()]
-    made += [*content["missing"], *content["warnings"]]
+    made += [*content["missing"], *content.get("warnings", ())]
     if len(content["models"]) > 1:
         for number, model in enumerate(content["models"], start=1):
             made.append(f"network {number}: {model}")

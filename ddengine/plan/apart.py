@@ -18,6 +18,7 @@ from ddengine.system import log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.pool import script_left_alone
 
+KILLED = -9  # the exit code of a process that the system ended
 FIRST_USE = 10**8  # bytes that libraries take when they are first used
 SHORT_OF_MEMORY = ("allocate memory", "start new thread")  # in what libraries say without it
 
@@ -51,24 +52,28 @@ def apart(
             raise TimeoutError
         kind, value = receiver.recv()
     except EOFError:
-        kind = "died"
-        value = None
+        kind, value = "died", None
     finally:
         receiver.close()
         process.join()
+    if kind == "result":
+        return value
     # libraries may abort where they get no memory
-    killed = process.exitcode == -9 or limit is not None
-    if kind == "memory" or (kind == "died" and killed):
-        raise MemoryError(value or "the process was killed")
+    if kind == "died" and (process.exitcode == KILLED or limit is not None):
+        kind, value = "memory", "the process was killed"
+    value = value or f"its process ended with code {process.exitcode}"
+    raise _error_of(kind, value, target.__name__.strip("_"))
+
+
+def _error_of(kind: str, said: str, name: str) -> Exception:
+    """What went wrong in the process of a calibration, by its kind and what it said."""
+    if kind == "memory":
+        return MemoryError(said)
     if kind == "user":
-        raise UserError(value)
-    if kind != "result":
-        what = value or f"its process ended with code {process.exitcode}"
-        raise UserError(
-            f"The calibration of {target.__name__.strip('_')} failed ({what}); run the command "
-            "itself to see why."
-        )
-    return value
+        return UserError(said)
+    return UserError(
+        f"The calibration of {name} failed ({said}); run the command itself to see why."
+    )
 
 
 def _child(

@@ -86,7 +86,7 @@ def buffer(began: float, job: Job, folder: Path, missing: dict[str, int]) -> dic
         seconds += lacking * trained.epoch_seconds * config.epochs
         disk += store_bytes(config, trained.num_params, trained.num_buffers, lacking)
         if lacking == config.num_experts:
-            disk += once
+            disk += once + trained.bytes_beside
     memory = peak_memory(device)
     if device.type == "cpu":
         # snapshots lie in memory until the expert is done, and twice more while they are written
@@ -102,6 +102,7 @@ class Trained:
     end: Tensor  # ... and after it
     buffers: Tensor | None  # (Q,) of BatchNorm layers, after it
     epoch_seconds: float
+    bytes_beside: int = 0  # of the files that the store has beside it
 
     @property
     def num_params(self) -> int:
@@ -126,8 +127,9 @@ def _a_little_trained(job: Job, model: str, data: Data, config: BufferConfig) ->
     rng = generator(job.seed, "expert", 0, "network")
     if isinstance(config.step, OwnTraining):
         own = config.step.new_model(data, rng).to(data.train.device)
-        seconds = config.step.seconds(own, data)
-        return Trained(flatten(own), flatten(own), flatten_buffers(own), seconds / config.epochs)
+        seconds = config.step.seconds(own, data) / config.epochs
+        beside = config.step.bytes_beside(own, data)
+        return Trained(flatten(own), flatten(own), flatten_buffers(own), seconds, beside)
     network = build_model(model, data.image_shape, data.num_classes, rng).to(data.train.device)
     start = flatten(network).clone()
     seconds = 0.0

@@ -20,6 +20,7 @@ from ddengine.learning import training
 from ddengine.recipe import AugmentConfig, EvalConfig
 from ddengine.sets.pruning import cad_scores, facility_location, similarities
 from ddengine.system.errors import UserError
+from ddengine.system.rng import seed_from
 
 Embed = Callable[[Tensor], Tensor]  # images (B, C, H, W) -> features (B, D)
 NewModel = Callable[[Generator], nn.Module]
@@ -135,7 +136,7 @@ def near_centres(features: np.ndarray, num: int, clusters: int, rng: Generator) 
     """
     from sklearn.cluster import KMeans  # slow to import
 
-    seed = int(torch.randint(2**31, (1,), generator=rng))
+    seed = seed_from(rng)
     fit = KMeans(clusters, n_init="auto", random_state=seed).fit(features)
     sizes = np.bincount(fit.predict(features), minlength=clusters)
     largest_first = np.argsort(-sizes, kind="stable")
@@ -526,7 +527,7 @@ def train(
     `observe` gets the indices (B,) and logits (B, K) of every update; `train_networks` stands in
     for that of `training`. Raises UserError when the network is not finite in the end.
     """
-    seed = int(torch.randint(2**31, (1,), generator=rng))
+    seed = seed_from(rng)
     made = training.train_networks if train_networks is None else train_networks
     (network,) = made(
         new_model, [real], [seed], LOOKING, lr, real.device, steps=steps, observe=observe

@@ -225,6 +225,24 @@ class Board:
         self._folder = folder
         self._writer = None
 
+    def part(self, name: str) -> "Board":
+        """A board for a part of the run, which TensorBoard shows as a run below this one."""
+        return Board(self._folder / name)
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """The numbers of an event that has a step."""
+        numbers = {}
+        for name, value in event.items():
+            if name != "step" and isinstance(value, int | float):
+                numbers[name] = float(value)
+        self.write(event["step"], numbers)
+
+    def close(self) -> None:
+        """Close the files; a number that is written later begins other ones."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """The numbers of a step.
 
@@ -290,14 +308,7 @@ class EventLog:
             self._file.flush()
         self._digest.update(line)
         if self._board is not None and "step" in event:
-            self._board.write(
-                event["step"],
-                {
-                    k: float(v)
-                    for k, v in event.items()
-                    if k != "step" and isinstance(v, int | float)
-                },
-            )
+            self._board.event(event)
 
     def size(self) -> int:
         """Bytes written so far, for the checkpoint."""

@@ -28,6 +28,11 @@ def _seed(rng: Generator) -> int:
     return int(torch.randint(2**62, (1,), generator=rng))
 
 
+def seed_from(rng: Generator) -> int:
+    """A seed below 2^31, for what takes no generator, such as a library's."""
+    return int(torch.randint(2**31, (), generator=rng))
+
+
 def on_device(rng: Generator, device: torch.device) -> Generator:
     """A generator on `device` that follows from `rng`.
 

@@ -129,6 +129,11 @@ class Generative(OwnTraining):
             seconds += stage.steps * _update_seconds(stage)
         return seconds
 
+    def bytes_beside(self, network: nn.Module, data: Data) -> int:
+        """Those of the latents of all images."""
+        latents = placeholder(_as_parts(network), data)
+        return latents.numel() * latents.element_size()
+
     def clean(self, folder: Path) -> None:
         """Delete the checkpoints."""
         shutil.rmtree(folder / TRAINING, ignore_errors=True)

@@ -134,7 +134,7 @@ def dependency_direction(path: str, tree: ast.AST) -> Iterator[str]:
 # The floors of the core, from the ground up: a module imports what lies on its own floor or below.
 FLOORS = (
     ("system",),
-    ("recipe", "types", "changes", "naming", "contents"),
+    ("recipe", "types", "changes", "naming", "common_facts", "contents", "contents_of_uses"),
     ("data", "models"),
     ("learning",),
     ("sets",),

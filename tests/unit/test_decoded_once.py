@@ -254,13 +254,32 @@ def test_a_changed_file_or_setting_is_another_cache(tmp_path):
 
 def test_what_fits_stays_in_memory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     root = fill(tmp_path / "images")
     load(config_of(root))
-    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "home").exists()
     needed = 24 * 3 * SIDE * SIDE
     monkeypatch.setattr(cache, "available_memory", lambda device: 4 * needed - 4)
     assert_equal(load(config_of(root, cache="none")), load(config_of(root)))
-    assert len(list(tmp_path.glob("runs/.images/*/manifest.json"))) == 1  # the test images fit
+    assert len(list(tmp_path.glob("home/ddengine/images/*/manifest.json"))) == 1  # test images fit
+    monkeypatch.chdir(tmp_path / "images")  # from elsewhere it is found again
+    monkeypatch.setattr(cache, "_make", lambda *_: pytest.fail("decoded again"))
+    load(config_of(root))
+
+
+def test_the_folder_of_caches_that_nobody_names(tmp_path, monkeypatch):
+    """One of before is used where it is; no other depends on where a command was started."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    for stated in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", stated)
+        assert cache.default_folder() == tmp_path / "me/.cache/ddengine/images"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert cache.default_folder() == tmp_path / "caches/ddengine/images"
+    (tmp_path / "runs/.images").mkdir(parents=True)
+    assert cache.default_folder() == tmp_path / "caches/ddengine/images"
+    (tmp_path / "runs/.images" / cache.MARK).touch()
+    assert cache.default_folder() == tmp_path / "runs/.images"
 
 
 def test_no_identity_depends_on_where_images_are_decoded():

@@ -1,6 +1,7 @@
 """No changed byte of a file that decides a number goes unnoticed."""
 
 import importlib.util
+import itertools
 import json
 import shutil
 from functools import partial
@@ -17,7 +18,7 @@ from buffers import store
 from buffers.store import ExpertStore
 from ddengine import loop
 from ddengine.api import compare
-from ddengine.artefact import describe, plain
+from ddengine.artefact import describe, listing, plain, results
 from ddengine.artefact import folder as folders
 from ddengine.artefact.results import check_of_set
 from ddengine.pages import reading
@@ -257,6 +258,40 @@ def test_verify_looks_at_everything_below_a_folder(copy):
         ddengine.verify(copy / "run/distilled/images")
 
 
+def test_pictures_card_parquet_and_load_py_are_listed(copy):
+    folder = copy / "run/distilled"
+    (picture,) = itertools.islice(folder.glob("images/*/*.png"), 1)
+    (parquet,) = folder.glob("*.parquet")
+    assert not any(row["damaged"] for row in ddengine.verify(copy).rows)
+    for path in (picture, parquet, folder / "README.md", folder / "load.py"):
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        (row,) = [row for row in ddengine.verify(copy).rows if row["damaged"]]
+        assert row["file"] == str(path) and "is not as it was written; restore" in row["state"]
+        path.unlink()
+        (row,) = [row for row in ddengine.verify(copy).rows if row["damaged"]]
+        assert row["file"] == str(path) and "is missing; restore" in row["state"]
+        path.write_bytes(content)
+
+
+def test_a_list_leads_nowhere_else(copy):
+    listed = copy / "run/distilled" / listing.LISTING
+    (copy / "outside").touch()
+    files.write_json(listed, {"files": {"../../outside": "0"}})
+    (row,) = [row for row in ddengine.verify(copy).rows if row["damaged"]]
+    assert row["file"] == str(listed) and "which lies elsewhere" in row["state"]
+
+
+def test_a_card_with_accuracies_is_listed_anew(copy):
+    folder = copy / "run/distilled"
+    row = {"set": "distilled", "model": "mlp", "accuracy_mean": 0.5, "accuracy_std": None}
+    row |= {"ci95": None, "n": 1, "images": 10, "bytes": 9, "diverged": 0, "lr": 0.1, "steps": 3}
+    before = (folder / "README.md").read_bytes()
+    results.add_results(folder, {"rows": [row], "protocol": {}})
+    assert (folder / "README.md").read_bytes() != before
+    assert not any(row["damaged"] for row in ddengine.verify(folder).rows)
+
+
 def test_files_of_before_open_with_one_warning(copy, capsys):
     log.say_once.cache_clear()
     for path in copy.rglob("*.safetensors"):
@@ -265,6 +300,8 @@ def test_files_of_before_open_with_one_warning(copy, capsys):
             metadata = dict(file.metadata())
         metadata.pop(digests.KEY)
         save_file(tensors, path, metadata)
+    for path in copy.rglob(listing.LISTING):
+        path.unlink()
     for path in [*copy.rglob("*.json")]:
         content = files.read_json(path)
         for key in ("digests", "set_digest"):

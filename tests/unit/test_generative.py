@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
@@ -647,6 +648,17 @@ def test_the_training_is_estimated_and_changes_nothing_that_lasts(data):
     longer = tiny(denoiser=replace(TINY_DENOISER, epochs=200))
     assert 0 < seconds < 60
     assert longer.seconds(longer.new_model(data, generator(0)), data) > 2 * seconds
+
+
+@needs_extra
+def test_the_disk_that_latents_take_is_estimated(trained_parts, data):
+    parts, _, folder = trained_parts
+    assert safetensors_size(folder / "latents.safetensors") == tiny().bytes_beside(parts, data)
+
+
+def safetensors_size(path):
+    """Bytes of the tensors in a file."""
+    return sum(tensor.nbytes for tensor in load_file(path).values())
 
 
 @needs_extra

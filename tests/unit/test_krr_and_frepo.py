@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from helpers import CPU, DIGITS, tiny_data, tiny_store
 
 from buffers.barlow import BarlowTwins
-from ddengine import loop
+from ddengine import loop, turns
 from ddengine.contract.test_method import StopsAt
 from ddengine.data import Data, RealSet
 from ddengine.learning.flat import flatten, flatten_buffers
@@ -222,7 +223,8 @@ def test_a_pool_is_resumed_to_the_bit(name, stop, data, experts, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         loop.distill(syn, StopsAt(objective, stop), recipe.outer, two, seed=0)
     _, again = started(recipe, data, experts)  # as a new process has it
-    resumed, _ = loop.distill(syn, again, recipe.outer, two, seed=0)
+    kept = partial(turns.kept, recipe.objective)
+    resumed, _ = loop.distill(syn, again, recipe.outer, two, seed=0, kept=kept)
     for name_of, tensor in uninterrupted.tensors.items():
         assert torch.equal(resumed.tensors[name_of], tensor)
     states = [

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ddengine import contents
 from ddengine.api import continual, labels, prune, transfer
 from ddengine.system import files
 from ddengine.uses import labels as buying
@@ -53,6 +54,7 @@ def test_a_kill_before_the_results_are_written_loses_nothing(tmp_path, monkeypat
     monkeypatch.setattr(testing, "identity", lambda context: {})
     for module in (continual.of_continual, prune.of_pruning, labels.of_labels):
         monkeypatch.setattr(module, "plot", lambda path, content: None)
+    monkeypatch.setattr(contents, "checked", lambda path, content: content)
     write_json = files.write_json
 
     def killed(path, content):

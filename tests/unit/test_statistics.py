@@ -567,7 +567,9 @@ def test_adjusted_weights_survive_a_stop(tmp_path):
         ].shape[0]
         == 2
     )
-    again, _ = outer.distill(syn, objective, settings, tmp_path / "broken", seed=0)
+    again, _ = outer.distill(
+        syn, objective, settings, tmp_path / "broken", seed=0, kept=config.kept
+    )
     assert torch.equal(whole.tensors["images"], again.tensors["images"])
     ends = [
         read_tensors(tmp_path / name / "checkpoint/state.safetensors")[0]
@@ -628,14 +630,22 @@ def test_settings_that_mean_nothing(fields, said):
 # Groups of images, each optimised to its last step.
 
 
-def optimised(config, folder, fields=None, names=NARROW, most=None):
+def optimised(config, folder, fields=None, names=NARROW, most=None, board=None):
     """(the images that come out, the log) of a few steps; in groups of at most so many images."""
     objective, syn, _ = world(config, names, dtype=F32, codec=Identity(), sets=7)
     config.choose(objective, {} if most is None else {"images_in_group": most})
     optim = {"images": OptimConfig(kind="adam", lr=0.1)}
     steps = OuterConfig(steps=4, optim=optim, evaluate_every=0, picture_every=0, **(fields or {}))
     made, counters = in_groups.distill(
-        syn, objective, objective.groups(syn, steps), steps, folder, seed=1, run="run"
+        syn,
+        objective,
+        objective.groups(syn, steps),
+        steps,
+        folder,
+        seed=1,
+        run="run",
+        board=board,
+        kept=config.kept,
     )
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert counters.log_digest == digests.of_bytes((folder / "metrics.jsonl").read_bytes())
@@ -692,6 +702,34 @@ def test_groups_go_on_where_they_were(tmp_path, monkeypatch):
     )
     again, _ = optimised(config, tmp_path / "again", {"checkpoint_every": 1})
     assert torch.equal(again, whole) and len(made) == 4 * 4 - 6
+
+
+class Board:
+    """Remembers what a board is told."""
+
+    def __init__(self, told, name="run"):
+        self.told, self.name = told, name
+
+    def part(self, name):
+        return Board(self.told, name)
+
+    def event(self, event):
+        self.told.setdefault(self.name, []).append((event["step"], event["loss"]))
+
+    def close(self):
+        self.told.setdefault("closed", []).append(self.name)
+
+
+def test_a_board_shows_each_group_and_then_all(tmp_path):
+    """Each while it is optimised; in the end what metrics.jsonl says, the sums of their losses."""
+    config = StatisticsMatching(batches=OnePerClass(), images_at_once=5, images_in_group=10)
+    told = {}
+    _, log = optimised(config, tmp_path, board=Board(told))
+    parts = [f"group_000{number}" for number in (1, 2, 3, 4)]
+    assert told.pop("closed") == parts and [*told] == [*parts, "run"]
+    assert told["run"] == [(event["step"], event["loss"]) for event in log] and len(log) == 4
+    for number, (_, loss) in enumerate(told["run"]):
+        assert loss == sum(told[part][number][1] for part in parts)
 
 
 def test_groups_add_their_time_over_sessions(tmp_path, monkeypatch):

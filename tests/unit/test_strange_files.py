@@ -9,6 +9,7 @@ import pickle
 import shlex
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,12 @@ from helpers import CPU, run, tiny_data, tiny_set
 from hypothesis import HealthCheck, given, settings
 
 from buffers.exchange import load_pt
-from ddengine import contents, loop
+from ddengine import contents, contents_of_uses, loop
 from ddengine.api import evaluate
 from ddengine.api.results import opened
 from ddengine.artefact import folder as folders
 from ddengine.models import build_model
+from ddengine.objective import Objective
 from ddengine.pages.commands import commands
 from ddengine.pages.reading import read
 from ddengine.recipe import OuterConfig
@@ -39,8 +41,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks" / "faults"))
 
 import strange  # noqa: E402
+import used  # noqa: E402
 from strange import OfHeader, OfJson, OfKind, OfTensors, OfText, Trial  # noqa: E402
 
+OF_RUNS = [name for name in contents.KINDS if name not in contents_of_uses.KINDS]
+ROUNDS = {"rounds": 90_000, "points": 5, "repeats": 2}
 ROW = {"set": "distilled", "model": "mlp", "accuracy_mean": 0.5}  # of an evaluation
 META, DATA = "run/distilled/meta.json", "run/distilled/data.safetensors"
 CHECKPOINT = "unfinished/checkpoint/state.safetensors"
@@ -158,6 +163,28 @@ def test_json_that_is_read():
         ("evaluation.json", {"rows": [ROW | {"n": 3, "accuracies": []}]}, "are 0, and n and"),
         ("manifest.json", {"epochs": [0, "1"]}, r'epochs\[1\] is "1"'),
         ("choices.json", {"objectives": {}}, "objectives is an object of nothing"),
+        (".digests.json", {"files": {"a": 3}}, "files.a is 3, and must be text"),
+        ("scores.json", {"scores": [{"model": "mlp"}]}, r"it lacks scores\[0\].scores"),
+        ("ranking.json", {"sets": {}}, "sets is an object of nothing, and must be a list"),
+        ("privacy.json", used.privacy() | {"train": -1}, "train is -1, and must be"),
+        (
+            "privacy.json",
+            used.privacy() | {"neighbours": {"pixels": {}}},
+            "it lacks neighbours.pix",
+        ),
+        (
+            "transfer.json",
+            used.transferred() | {"models": ["x"]},
+            r"rows\[0\].model is none of mod",
+        ),
+        ("transfer.json", used.transferred() | {"rows": []}, "rows holds nothing"),
+        ("prune.json", used.pruned() | {"teachers": []}, "teachers holds nothing"),
+        (
+            "labels.json",
+            used.bought() | {"config": ROUNDS},
+            r"rounds are 3, and config.rounds 90000",
+        ),
+        ("continual.json", used.learned() | {"classes_seen": [5]}, "are 2, and classes_seen 1"),
     ],
 )
 def test_fields_of_other_types(tmp_path, name, content, words):
@@ -314,6 +341,43 @@ def test_a_checkpoint_of_other_tensors(tmp_path):
         loop._check_state(tmp_path, read_state, syn, OuterConfig(steps=4, optim={}))
 
 
+@dataclass(frozen=True)
+class Keeps(Objective):
+    """Keeps a number and a vector between steps."""
+
+    def init(self, rng):
+        return {"calls": torch.zeros((), dtype=torch.int64), "theta": torch.zeros(3)}
+
+    def losses(self, syn, state, step, rng):
+        yield syn.tensors["images"].square().sum()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, None),
+        ({"theta": torch.zeros(4)}, r"'theta', which .* is \(4,\) float32 there, and must be \(3,"),
+        ({"calls": torch.zeros(())}, r"'calls', which .* is \(\) float32 there"),
+        ({"theta": None}, "it lacks 'theta'"),
+        ({"more": torch.zeros(1)}, "it holds 'more', which the method does not keep"),
+    ],
+)
+def test_a_checkpoint_whose_method_keeps_something_else(tmp_path, change, words):
+    syn = tiny_set(tiny_data())
+    kept = Keeps().init(generator(0)) | change
+    kept = {name: tensor for name, tensor in kept.items() if tensor is not None}
+    state = loop.State(dict(syn.tensors), {}, {}, kept, step=1)
+    (tmp_path / "checkpoint").mkdir()
+    loop.save_checkpoint(tmp_path / loop.CHECKPOINT, state, 0)
+    (tmp_path / "metrics.jsonl").touch()
+    config = OuterConfig(steps=1, optim={}, evaluate_every=0)
+    if words is None:
+        loop.distill(syn, Keeps(), config, tmp_path, seed=0)
+    else:
+        with pytest.raises(UserError, match=words):
+            loop.distill(syn, Keeps(), config, tmp_path, seed=0)
+
+
 def test_names_do_not_move_a_page_or_a_card(sound, tmp_path, capsys):
     """Names of classes and networks are shown with their control characters, and obey nobody."""
     place = tmp_path / "place"
@@ -336,13 +400,13 @@ def test_names_do_not_move_a_page_or_a_card(sound, tmp_path, capsys):
     assert "<script>|" not in page and "distill --out=" not in page
 
 
-@pytest.mark.parametrize("name", [*contents.KINDS, "prune.recipe.json"])
+@pytest.mark.parametrize("name", [*OF_RUNS, "prune.recipe.json"])
 def test_fields_of_one_file_in_another(tmp_path, name):
     """What a file does not have is nothing that its reader looks at."""
     others = {"rows": 5, "recipe": "x", "students": "x", "protocol": "x"}
     kind = contents.KINDS.get(name, contents.RecipeFile)
     known = kind.__annotations__ | {}
     given = {key: value for key, value in others.items() if key not in known}
-    needed = {"objectives": []} if name == "choices.json" else {}
+    needed = {"choices.json": {"objectives": []}, ".digests.json": {"files": {}}}.get(name, {})
     (tmp_path / name).write_text(json.dumps(given | needed))
     assert given.items() <= contents.read_json(tmp_path / name).items()

@@ -29,9 +29,8 @@ class Hallucinated(WithinBytes):
     that the first cuts, of scale times the first of an image plus shift. There are styles times S
     of them, style by style. Shipped in float16.
 
-    The published budget counts the images alone; here the hallucinators, of all classes, count. The
-    published losses of a second network, by which the hallucinators differ, are not here: they
-    start apart by `spread`.
+    The published budget counts the images alone; here the hallucinators, of all classes, count.
+    They start apart by `spread`, and a second network may keep them apart.
     """
 
     styles: int = 5  # hallucinators

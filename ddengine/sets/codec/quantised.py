@@ -16,7 +16,7 @@ from ddengine.sets.codec.packed import bit_packed, bit_unpacked
 from ddengine.sets.codec.protocol import BYTES_OF_VALUE, Codec, Loader, Tensors
 from ddengine.sets.codec.values import too_large
 from ddengine.sets.codec.within_bytes import WithinBytes
-from ddengine.system.rng import generator
+from ddengine.system.rng import generator, seed_from
 
 BYTES_OF_RANGE = 4  # a scale in float16, a zero in int16
 MOST_GROUPS = 256  # that one byte tells apart
@@ -206,7 +206,7 @@ def grouped(low: Tensor, high: Tensor, bits: int, num: int, rng: Generator | Non
     points = torch.stack([scales.flatten(), zeros.flatten()], 1).double().cpu()
     points = points / points.std(0).clamp(min=1e-12)
     clusters = min(num, len(points.unique(dim=0)))
-    seed = int(torch.randint(2**31, (), generator=rng or generator(0, "quantised")))
+    seed = seed_from(rng or generator(0, "quantised"))
     means = KMeans(clusters, n_init="auto", random_state=seed).fit(points.numpy())
     _, group = torch.from_numpy(means.labels_).unique(return_inverse=True)
     return group.view(low.shape).to(low.device, torch.uint8)

@@ -16,7 +16,7 @@ from ddengine.sets.codec.protocol import Codec, Loader, Space, Tensors
 from ddengine.sets.codec.values import as_bytes, other_shape, too_large
 from ddengine.sets.codec.within_bytes import WithinBytes
 from ddengine.system.errors import UserError
-from ddengine.system.rng import generator
+from ddengine.system.rng import generator, seed_from
 
 TAPS = 4  # pixels along a side that an enlarged pixel is made of
 MOST_COLOURS = 256  # that one byte tells apart
@@ -185,7 +185,7 @@ def palettes_of(images: Tensor, num: int, rng: Generator) -> Tensor:
     """
     from sklearn.cluster import KMeans  # slow to import
 
-    seed = int(torch.randint(2**31, (), generator=rng))
+    seed = seed_from(rng)
     palettes = []
     for pixels in images.flatten(2).mT.double().cpu():
         clusters = min(num, len(pixels.unique(dim=0)))

@@ -19,6 +19,7 @@ from ddengine.uses.continual.context import Context, Distill
 from ddengine.uses.continual.networks import FOLDER
 from ddengine.uses.continual.stages import go_through
 from ddengine.uses.continual.summary import summary
+from ddengine.uses.pieces import Pieces
 
 WORK = "work"  # the folder beside `memo_path`
 NETWORKS = Path(WORK, FOLDER)  # of those that go on, beside `memo_path`
@@ -89,8 +90,7 @@ def run(  # long: half of it says what it takes
             seed=seed,
             device=device,
             precision=precision,
-            memo=memo,
-            advance=bar.advance,
+            pieces=Pieces(memo, bar.advance),
             work=work,
             identity=identity,
             rates=rates,

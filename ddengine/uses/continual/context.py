@@ -1,20 +1,18 @@
 """What travels through a comparison: what all its parts share, and one stage of a memory."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ddengine.data import Data
 from ddengine.recipe import EvalConfig, Recipe
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system.memo import Memo
-from ddengine.system.rng import generator
+from ddengine.system.rng import generator, seed_from
 from ddengine.system.runtime import Precision
 from ddengine.uses.continual.config import ContinualConfig
+from ddengine.uses.pieces import Pieces
 
 # (data of some classes, recipe, seed, name of the piece) -> set
 Distill = Callable[[Data, Recipe, int, str], SyntheticSet]
@@ -32,28 +30,14 @@ class Context:
     seed: int
     device: torch.device
     precision: Precision
-    memo: Memo
-    advance: Callable[[str], None]  # shows what is being done
+    pieces: Pieces
     work: Path | None  # folder of distilled pieces and of networks that go on
     identity: str  # of what is remembered
     rates: tuple[float, ...]  # learning rates that are tried
 
-    def remember(
-        self, key: str, label: str, compute: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
-        """The result under `key` with the seconds it took, computed when new."""
-
-        def timed() -> dict[str, Any]:
-            start = time.perf_counter()
-            return compute() | {"seconds": time.perf_counter() - start}
-
-        self.advance(label)
-        return self.memo(key, timed)
-
     def seed_of(self, *names: str | int) -> int:
         """A seed for one thing, the same for all memories."""
-        rng = generator(self.seed, "continual", *names)
-        return int(torch.randint(2**31, (1,), generator=rng))
+        return seed_from(generator(self.seed, "continual", *names))
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def _chosen(context: Context, stage: Stage, subset: Data, num: int) -> tuple[Syn
         return {"index": index.tolist()}
 
     label = f"{stage.label}: choosing images"
-    choice = context.remember(f"piece/{stage.key}", label, choose)
+    choice = context.pieces.remember(f"piece/{stage.key}", label, choose)
     index = torch.tensor(choice["index"], device=real.device)
     chosen = SyntheticSet(
         {"images": real.stored(index)},
@@ -112,7 +112,7 @@ def _distilled(
     seed = context.seed_of("distil", stage.repeat, stage.number)
     identity = _identity(context, subset, recipe, seed)
     folder = None if context.work is None else context.work / name
-    context.advance(f"{stage.label}: distilling")
+    context.pieces.advance(f"{stage.label}: distilling")
     if folder is not None and (folder / "meta.json").is_file():
         stored, meta = folders.load(folder, context.device)
         if meta.get("identity") == identity:

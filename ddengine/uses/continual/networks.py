@@ -149,7 +149,7 @@ def choose_lr(context: Context, stage: Stage, lesson: Lesson) -> tuple[float, fl
             return {"accuracies": accuracies}
 
         label = f"{stage.label}, trying learning rate {lr:g}"
-        result = context.remember(f"search/{stage.key}/{lr!r}", label, search)
+        result = context.pieces.remember(f"search/{stage.key}/{lr!r}", label, search)
         seconds += result["seconds"]
         tried.append((lr, result["accuracies"]))
     lr, diverged = best_rate(tried)

@@ -87,7 +87,7 @@ def _trained(
             save_network(context, stage, network)
         return {"right": right}
 
-    result = context.remember(f"final/{stage.key}", stage.label, compute)
+    result = context.pieces.remember(f"final/{stage.key}", stage.label, compute)
     return result, made[0] if made else None
 
 

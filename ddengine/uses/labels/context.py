@@ -1,6 +1,5 @@
 """What all parts of buying labels share."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,11 +10,11 @@ from torch import Generator, Tensor, nn
 from ddengine.data import RealSet
 from ddengine.models import build_model
 from ddengine.recipe import EvalConfig
-from ddengine.system.memo import Memo
-from ddengine.system.rng import generator
+from ddengine.system.rng import generator, seed_from
 from ddengine.system.runtime import Precision
-from ddengine.types import Batch, Json, TrainingSet
+from ddengine.types import Batch, TrainingSet
 from ddengine.uses.labels.config import LabelsConfig
+from ddengine.uses.pieces import Pieces
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,8 @@ class Context:
     device: torch.device
     precision: Precision
     identity: str = ""
-    memo: Memo = field(default_factory=lambda: Memo(None, ""))
-    advance: Callable[[str], None] = lambda label: None  # shows what is being done
+    pieces: Pieces = field(default_factory=Pieces)
     rates: tuple[float, ...] = ()  # learning rates that are tried
-    said: set[str] = field(default_factory=set)  # the pieces of work that were shown
     # networks of the first points alone, by repeat, with which all rules begin
     starts: dict[int, nn.Module] = field(default_factory=dict)
 
@@ -80,25 +77,8 @@ class Context:
 
     def seed_of(self, *names: str | int) -> int:
         """A seed for one thing, the same for all rules."""
-        rng = generator(self.seed, "labels", *names)
-        return int(torch.randint(2**31, (1,), generator=rng))
+        return seed_from(generator(self.seed, "labels", *names))
 
     def builder(self, model: str) -> Callable[[Generator], nn.Module]:
         """What makes new networks of a name."""
         return partial(build_model, model, self.test.image_shape, self.num_classes)
-
-    def remember(self, key: str, label: str, compute: Callable[[], Json]) -> Json:
-        """The result under `key` with the seconds it took, computed when new."""
-
-        def timed() -> Json:
-            start = time.perf_counter()
-            return compute() | {"seconds": time.perf_counter() - start}
-
-        self._show(key, label)
-        return self.memo(key, timed)
-
-    def _show(self, key: str, label: str) -> None:
-        """Say that a piece of work is being done, once however often its result is asked for."""
-        if key not in self.said:
-            self.said.add(key)
-            self.advance(label)

@@ -22,6 +22,7 @@ from ddengine.uses.labels.choosing import BY_NAME, judged
 from ddengine.uses.labels.config import cites
 from ddengine.uses.labels.context import Answered, Context
 from ddengine.uses.labels.summary import differences, row_of
+from ddengine.uses.pieces import Pieces
 
 # form of what is remembered of an interrupted command; what an older program left is made again
 MEMO = 1
@@ -111,7 +112,7 @@ def run(context: Context, file: OfFile | None, memo_path: Path) -> tuple[Json, T
     rows: list[Json] = []
     num = _num_pieces(context, file)
     with log.progress("labels", num) as bar, runtime.on_threads(threads):
-        context = replace(context, memo=memo, advance=bar.advance)
+        context = replace(context, pieces=Pieces(memo, bar.advance))
         for course in _courses(context, file):
             try:
                 repeats = [_repeat(context, course, r) for r in range(context.config.repeats)]
@@ -246,7 +247,7 @@ def _chosen(
         rows = BY_NAME[course.rule](of, context.config.points, errors, rng)
         return {"index": points[rows].tolist()}
 
-    return torch.tensor(context.memo(f"chosen/{key}", choose)["index"], dtype=torch.int64)
+    return torch.tensor(context.pieces.memo(f"chosen/{key}", choose)["index"], dtype=torch.int64)
 
 
 def _taught(
@@ -266,7 +267,7 @@ def _taught(
         return {"accuracy": training.accuracy(made[0], context.test, context.precision)}
 
     label = f"{key.split('/')[0]}, repeat {repeat + 1}, {len(index)} points"
-    result = context.remember(f"taught/{key}", label, compute)
+    result = context.pieces.remember(f"taught/{key}", label, compute)
     return result, made[0] if made else None
 
 
@@ -345,7 +346,7 @@ def _rate(context: Context, repeat: int) -> float:
             return {"accuracies": [accuracy]}
 
         label = f"repeat {repeat + 1}, trying learning rate {lr:g}"
-        result = context.remember(f"search/{repeat}/{lr!r}", label, search)
+        result = context.pieces.remember(f"search/{repeat}/{lr!r}", label, search)
         tried.append((lr, result["accuracies"]))
     return best_rate(tried)[0]
 

@@ -18,6 +18,7 @@ from ddengine.system import files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.memo import Memo
 from ddengine.types import Json, TrainingSet
+from ddengine.uses.pieces import Pieces
 from ddengine.uses.pruning.config import ALL, cites
 from ddengine.uses.pruning.context import Context
 from ddengine.uses.pruning.findings import findings
@@ -102,7 +103,7 @@ def run(context: Context, sets: Sequence[Beside], memo_path: Path, keep: Keep) -
         log.progress("prune", _num_pieces(context, rows, sizes)) as bar,
         runtime.on_threads(threads),
     ):
-        context = replace(context, memo=memo, advance=bar.advance)
+        context = replace(context, pieces=Pieces(memo, bar.advance))
         teachers, results = _all_repeats(context, rows, sizes, keep)
     seconds = round(memo.seconds_before + time.perf_counter() - begin, 2)
     made = [row_of(context, row.selection, row.size, row.student, results[row.key]) for row in rows]
@@ -258,7 +259,7 @@ def _result(
         return {"accuracy": tested(context, network)}
 
     label = f"{row.label}, repeat {repeat + 1}"
-    result = context.remember(f"final/{row.key}/{repeat}", label, compute)
+    result = context.pieces.remember(f"final/{row.key}/{repeat}", label, compute)
     return result | {"lr": lr, "images": len(on.examples), "bytes": on.bytes}
 
 

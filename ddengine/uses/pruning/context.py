@@ -13,10 +13,9 @@ from ddengine.data import Data
 from ddengine.models import build_model
 from ddengine.recipe import EvalConfig, Recipe
 from ddengine.system import files
-from ddengine.system.memo import Memo
-from ddengine.system.rng import generator
+from ddengine.system.rng import generator, seed_from
 from ddengine.system.runtime import Precision
-from ddengine.types import Json
+from ddengine.uses.pieces import Pieces
 from ddengine.uses.pruning.config import PruningConfig
 
 
@@ -32,10 +31,8 @@ class Context:
     precision: Precision
     folder: Path  # where networks and scores are kept until all is done
     identity: str = ""
-    memo: Memo = field(default_factory=lambda: Memo(None, ""))
-    advance: Callable[[str], None] = lambda label: None  # shows what is being done
+    pieces: Pieces = field(default_factory=Pieces)
     rates: tuple[float, ...] = ()  # learning rates that are tried
-    said: set[str] = field(default_factory=set)  # the pieces of work that were shown
 
     @property
     def protocol(self) -> EvalConfig:
@@ -49,34 +46,17 @@ class Context:
 
     def seed_of(self, *names: str | int) -> int:
         """A seed for one thing."""
-        rng = generator(self.seed, "pruning", *names)
-        return int(torch.randint(2**31, (1,), generator=rng))
+        return seed_from(generator(self.seed, "pruning", *names))
 
     def builder(self, model: str) -> Callable[[Generator], nn.Module]:
         """What makes new networks of a name."""
         return partial(build_model, model, self.data.image_shape, self.data.num_classes)
 
-    def remember(self, key: str, label: str, compute: Callable[[], Json]) -> Json:
-        """The result under `key` with the seconds it took, computed when new."""
-
-        def timed() -> Json:
-            start = time.perf_counter()
-            return compute() | {"seconds": time.perf_counter() - start}
-
-        self._show(key, label)
-        return self.memo(key, timed)
-
-    def _show(self, key: str, label: str) -> None:
-        """Say that a piece of work is being done, once however often its result is asked for."""
-        if key not in self.said:
-            self.said.add(key)
-            self.advance(label)
-
     def kept_tensors(
         self, name: str, label: str, compute: Callable[[], Mapping[str, Tensor]]
     ) -> dict[str, Tensor]:
         """Tensors that a file of the folder holds, computed and written there when new."""
-        self._show(name, label)
+        self.pieces.show(name, label)
         path = self.folder / f"{name.replace('/', '_')}.safetensors"
         if path.is_file():
             tensors, metadata = files.read_tensors(path)
@@ -86,5 +66,5 @@ class Context:
         made = dict(compute())
         files.make_folder(self.folder)
         files.write_tensors(path, made, {"identity": self.identity})
-        self.memo.put(f"seconds/{name}", {"seconds": time.perf_counter() - begin})
+        self.pieces.memo.put(f"seconds/{name}", {"seconds": time.perf_counter() - begin})
         return made

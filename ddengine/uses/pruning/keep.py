@@ -89,7 +89,7 @@ def kept_of(
         return {"index": index}
 
     label = f"choosing images, {selection}, repeat {repeat + 1}"
-    result = context.remember(f"kept/{selection}/{repeat}", label, choose)
+    result = context.pieces.remember(f"kept/{selection}/{repeat}", label, choose)
     made = []
     for size in sizes:
         index = torch.tensor(result["index"][size.name], dtype=torch.int64)

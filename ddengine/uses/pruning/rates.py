@@ -34,7 +34,8 @@ def chosen_rate(context: Context, key: str, label: str, train: Train) -> float:
             return {"accuracies": accuracies}
 
         said = f"{label}, trying learning rate {lr:g}"
-        tried.append((lr, context.remember(f"search/{key}/{lr!r}", said, search)["accuracies"]))
+        result = context.pieces.remember(f"search/{key}/{lr!r}", said, search)
+        tried.append((lr, result["accuracies"]))
     lr, diverged = best_rate(tried)
     if diverged:
         log.say(

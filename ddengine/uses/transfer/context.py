@@ -1,6 +1,5 @@
 """What all parts of a transfer share."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +18,7 @@ from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.memo import Memo
 from ddengine.system.runtime import Precision
 from ddengine.types import Json
+from ddengine.uses.pieces import timed
 from ddengine.uses.transfer.config import TransferConfig
 from ddengine.uses.transfer.images import Downstream
 
@@ -82,10 +82,3 @@ class Context(Bench):
             return known
         self.advance(label)
         return self.memo(key, partial(timed, compute))
-
-
-def timed(compute: Callable[[], Json]) -> Json:
-    """What a computation gives, with the seconds it took."""
-    begin = time.perf_counter()
-    result = compute()
-    return result | {"seconds": time.perf_counter() - begin}
