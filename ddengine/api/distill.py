@@ -232,8 +232,7 @@ def distill(
         seed: decides every random draw.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
-        compile: whether the inner training step is compiled; "auto" where the steps pay for it,
-            which is measured and stored in the folder.
+        compile: whether the inner training step is compiled; "auto" where the steps pay for it.
         progress: whether bars and notes are shown, in a terminal or a notebook; or a function of
             (title, done, total, note) that is told of progress in place of bars. What it raises
             stops the run, which the same call with a folder continues.
