@@ -1,6 +1,7 @@
 """Labels bought from a teacher that errs, on Fashion-MNIST (10,000 images, width 16) and a CPU.
 
-None, 20 or 40 % of the answers are wrong. The same command resumes; each takes at most an hour on a core.
+None, 20 or 40 % of the answers are wrong. The same command resumes; each takes half an hour on a
+core.
 
     python benchmarks/bought_labels.py real    9,000 real images are the pool
     python benchmarks/bought_labels.py set     the images of a distilled set (DM, IPC 50) are
