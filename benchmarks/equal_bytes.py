@@ -202,8 +202,9 @@ def chosen(folder: Path, screened: Path) -> list[str]:
         sys.exit(f"{screened} is not there; run the screening first.")
     content = json.loads(screened.read_text())
     runs = content["runs"]
-    if len(runs) < content["rows"]:
-        sys.exit(f"{screened} has {len(runs)} of {content['rows']} rows; let the screening end.")
+    num = content.get("rows", len(screening()))
+    if len(runs) < num:
+        sys.exit(f"{screened} has {len(runs)} of {num} rows; let the screening end.")
     best: dict[str, str] = {}
     for point in sorted(told.points(runs), key=lambda point: -point.mean):
         codec, _ = FORMS[point.form]
