@@ -95,9 +95,16 @@ def _figures(*percent: float) -> tuple[Published, Published]:
     return made[0], made[1]
 
 
-def _of_experts(ipc: int, experts: int, epochs: int) -> Cell:
+def _epochs_read(recipe: str) -> int:
+    """Of its experts."""
+    objective: Any = find(recipe).objective
+    return int(objective.epochs()[-1])
+
+
+def _of_experts(ipc: int, experts: int) -> Cell:
     """MTT with fewer experts, of the epochs it reads, and the outer steps that fit."""
     recipe = f"mtt/cifar10_ipc{ipc}"
+    epochs = _epochs_read(recipe)
     buffer = ("--buffer.num_experts", str(experts), "--buffer.epochs", str(epochs))
     cut = f"{experts} experts of {epochs} epochs for 100 of 50"
     return Cell(name=recipe, recipe=recipe, flags=buffer, cut=(cut,), fits=True)
@@ -117,12 +124,12 @@ CELLS = [
     *_selections(10, 0.31, _figures(26.0, 1.2, 31.6, 0.7)),
     *map(_whole, ("dsa/cifar10_ipc1", "dc/cifar10_ipc1")),
     *map(_whole, ("dc/fashion_mnist_ipc1", "dsa/fashion_mnist_ipc1")),
-    _of_experts(1, experts=4, epochs=3),
+    _of_experts(1, experts=4),
 ]
 # that only run where they are named: they want more hours, or a GPU
 MORE = [
     *_selections(50, 0.506, _figures(43.4, 1.0, 40.4, 0.6)),
-    _of_experts(10, experts=4, epochs=22),
+    _of_experts(10, experts=4),
     replace(_whole("dm/cifar10_ipc10"), fits=True),
     Cell(
         name="cross/cifar10_ipc10",
@@ -132,9 +139,8 @@ MORE = [
         fits=True,
     ),
 ]
-TINY = (
-    "--data.limit", "60", "--data.zca", "False", "--model", "convnet-d3-w4-in", "--init.steps", "2",
-)  # fmt: skip
+TINY = ("--data.zca", "False", "--model", "convnet-d3-w4-in", "--init.steps", "2")
+TINY_CLASS = 20  # images of a class, for each of the set
 TINY_EXPERTS = ("--buffer.num_experts", "1", "--buffer.batch", "32")
 TINY_STEPS = 2
 
@@ -212,9 +218,11 @@ def chosen(settings: Settings) -> list[Cell]:
 
 def _rehearsed(cell: Cell) -> Cell:
     """The same at a size that takes seconds."""
-    flags = [*cell.flags, *TINY]
-    if find(cell.recipe).buffer is not None:
-        flags += [*TINY_EXPERTS, "--buffer.epochs", str(_epochs_read(cell))]
+    recipe = find(cell.recipe)
+    limit = 10 * TINY_CLASS * recipe.ipc
+    flags = [*cell.flags, *TINY, "--data.limit", str(limit)]
+    if recipe.buffer is not None:
+        flags += [*TINY_EXPERTS, "--buffer.epochs", str(_epochs_read(cell.recipe))]
         flags += ["--objective.inner_steps", "2"]
     if not cell.kind:
         flags += ["--outer.steps", str(TINY_STEPS), "--outer.picture_every", "0"]
@@ -226,12 +234,6 @@ def _rehearsed(cell: Cell) -> Cell:
         sets=min(cell.sets, 2),
         evaluate=("--epochs", "1"),
     )
-
-
-def _epochs_read(cell: Cell) -> int:
-    """Of its experts."""
-    objective: Any = find(cell.recipe).objective
-    return int(objective.epochs()[-1])
 
 
 def where_images_lie(cell: Cell, settings: Settings) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ Equal updates in every row. The same command resumes; each part takes at most an
     python benchmarks/pruning.py random      random images: shares 0, 0.5, 0.9, 1 of distillation
     python benchmarks/pruning.py features    herding, k-centre, facility, CAD: shares 0, 0.9
     python benchmarks/pruning.py scores      forgetting, EL2N, easy, middle, hard: shares 0, 0.9
-    python benchmarks/pruning.py teachers    teachers of width 8 and 64 beside that of 16
+    python benchmarks/pruning.py teachers    teachers of width 8 and 32 beside that of 16
     python benchmarks/pruning.py losses      reshaped logits, NKD, USKD, on random and middle images
     python benchmarks/pruning.py sets        distilled sets (DM) beside selections of as many bytes
     python benchmarks/pruning.py table       what is there, together, with the published claims
@@ -56,8 +56,8 @@ PARTS = {
         "--pruning.selections", "forgetting", "el2n", "easy", "middle", "hard",
     ),
     "teachers": (
-        *FRACTIONS, "--pruning.selections", "random", "--pruning.alphas", "0.9", "1",
-        "--pruning.teachers", MODEL, "convnet-d3-w8-in", "convnet-d3-w64-in",
+        *FRACTIONS, "--pruning.selections", "random", "--pruning.alphas", "0.9",
+        "--pruning.teachers", MODEL, "convnet-d3-w8-in", "convnet-d3-w32-in",
     ),
     "losses": (
         "--pruning.fractions", "0.01", "0.1", "0.3", "--pruning.selections", "random", "middle",

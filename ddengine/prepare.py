@@ -23,7 +23,7 @@ from ddengine.system import dist, log
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
-from ddengine.turns import balanced, objective_of
+from ddengine.turns import InTurn, alone, balanced, objective_of
 from ddengine.types import Experts
 
 ASKS_EXPERTS = ("correct", "representative", "patches")  # kinds of init that look through experts
@@ -121,6 +121,23 @@ def prepare(
         with log.shown(False):  # what is said of the images was said
             reference = recipe.objective.build(env)
     return syn, balanced(recipe.objective, objective, syn, learned, reference)
+
+
+def compiled(
+    objective: Objective,
+    recipe: Recipe,
+    data: Data,
+    device: torch.device,
+    experts: Experts | None,
+    precision: Precision,
+) -> Objective:
+    """The same objective with its inner training compiled."""
+    envs = environments(recipe, data, device, experts, precision=precision, compile=True)
+    with log.shown(False):  # what is said of the images was said
+        other = objective_of(recipe.objective, envs)
+    if not isinstance(objective, InTurn):
+        return other
+    return InTurn(recipe.objective, alone(other), objective.scales)
 
 
 def _images_of_method(recipe: Recipe, data: Data, env: Env, rng: Generator) -> Tensor | None:

@@ -123,15 +123,25 @@ def _slope(objective: Objective, syn: SyntheticSet, learned: Collection[str]) ->
     """The length of the gradient in the learned tensors, the mean over some networks."""
     total = 0.0
     for draw in range(DRAWS):
-        tensors = {name: tensor.detach().clone() for name, tensor in syn.tensors.items()}
-        for name in learned:
-            tensors[name].requires_grad_()
-        state = objective.init(generator(0, "balance"))
-        rng = generator(0, "balance", draw)
-        for loss in objective.losses(syn.with_tensors(tensors), state, 0, rng):
-            backward(loss)
-        total += _length([tensors[name].grad for name in learned])
+        total += _length(gradients(objective, syn, learned, draw))
     return total / DRAWS
+
+
+def gradients(
+    objective: Objective, syn: SyntheticSet, learned: Collection[str], draw: int
+) -> list[Tensor | None]:
+    """The gradients in the learned tensors of a first step that is of no run; `draw` is its number.
+
+    Neither the set nor the objective remembers it.
+    """
+    tensors = {name: tensor.detach().clone() for name, tensor in syn.tensors.items()}
+    for name in learned:
+        tensors[name].requires_grad_()
+    state = objective.init(generator(0, "balance"))
+    rng = generator(0, "balance", draw)
+    for loss in objective.losses(syn.with_tensors(tensors), state, 0, rng):
+        backward(loss)
+    return [tensors[name].grad for name in learned]
 
 
 def _length(gradients: Iterable[Tensor | None]) -> float:

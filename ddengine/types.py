@@ -16,6 +16,8 @@ from torch import Tensor, nn
 # int64 (N,) | float (N, K) | float (N, K) | float (N, D)
 TargetKind = Literal["class", "logits", "weights", "features"]
 Backprop = Literal["full", "replay", "detached"]
+# whether the inner training step is compiled; auto: where the steps pay for it
+Compile = bool | Literal["auto"]
 # auto: replay, which keeps as many graphs as there is memory for, up to all of them
 AutoBackprop = Literal["auto", "full", "replay", "detached"]
 

@@ -20,11 +20,13 @@ from torch.nn import functional
 
 from ddengine.learning.by_higher import ByHigher, TorchOptimiser, check
 from ddengine.learning.inner import inner_gradient, with_weight_decay
+from ddengine.learning.memory import graph_bytes, graphs_that_fit
 from ddengine.learning.through import ByUnroll
 from ddengine.learning.updates import Adam, HeavyBall, Update
 from ddengine.objective import VECTORS, Env, Objective, ObjectiveConfig, network_bytes
 from ddengine.recipe import AugmentConfig, StudentTraining, require, require_at_least
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.types import Facts, Json
 from synth.inner_batches import InnerBatches
 from synth.judged import JudgedStudent
 from synth.students import before_softplus, students_of, training_loss
@@ -51,8 +53,9 @@ class ThroughTraining(ObjectiveConfig, Generic[WindowT, UpdateT]):
     # unroll: our updates, exact gradients | higher: any optimiser of torch that `higher` knows, all
     # graphs kept | auto: unroll for our updates, higher for others
     inner: Literal["auto", "unroll", "higher"] = "auto"
-    # of unroll: full keeps the graphs of all steps, replay that of one; both are exact
-    backprop: Literal["full", "replay"] = "replay"
+    # of unroll: full keeps the graphs of all steps, replay that of one, auto those of as many as a
+    # quarter of the memory holds; all are exact
+    backprop: Literal["auto", "full", "replay"] = "auto"
 
     def __post_init__(self) -> None:
         require_at_least("objective.inner_steps", self.inner_steps)
@@ -146,4 +149,27 @@ class ThroughTraining(ObjectiveConfig, Generic[WindowT, UpdateT]):
             return JudgedStudent(self, env, by_higher)
         decayed = with_weight_decay(partial(training_loss, env), self.weight_decay)
         inner = inner_gradient(decayed, env.compile)
-        return JudgedStudent(self, env, ByUnroll(inner, update, self.backprop))
+        way = "replay" if self.backprop == "auto" else self.backprop
+        return JudgedStudent(self, env, ByUnroll(inner, update, way))
+
+    def choices(self, objective: Objective, syn: SyntheticSet, memory: int) -> Json:
+        """How many graphs are kept of what auto replays.
+
+        None where the inner gradient is compiled: it is replayed faster than a graph is kept.
+        """
+        if self.backprop != "auto" or not isinstance(objective, JudgedStudent):
+            return {}
+        if not isinstance(objective.student, ByUnroll):
+            return {}
+        if objective.env.compile:
+            return {"kept_graphs": 0}
+        student = replace(objective.student, kept_graphs=1)
+        kept = JudgedStudent(self, objective.env, student)
+        of_one = graph_bytes(partial(kept.reached_by_one_step, syn))
+        return {"kept_graphs": graphs_that_fit(of_one, self.window.longest, memory)}
+
+    def choose(self, objective: Objective, choices: Facts) -> None:
+        """Keep so many graphs."""
+        if isinstance(objective, JudgedStudent) and isinstance(objective.student, ByUnroll):
+            kept = choices.get("kept_graphs", 0)
+            objective.student = replace(objective.student, kept_graphs=kept)

@@ -44,7 +44,7 @@ from synth.classes import (
 )
 from synth.distances import Distance, Draw, Means, feature_width
 from synth.expert_networks import experts_of
-from synth.networks import Networks, training_gradient
+from synth.networks import Networks, OuterStep, training_gradient
 
 NetworksT = TypeVar("NetworksT", bound=Networks)
 DistanceT = TypeVar("DistanceT", bound=Distance)
@@ -207,9 +207,8 @@ class DistributionObjective(Objective):
         """
         config = self.config
         env = self.env
-        theta, judge = config.networks.with_judge(
-            env, self.train, syn, state, step, config.augment, rng
-        )
+        at = OuterStep(env, self.train, syn, state, step, config.augment, rng)
+        theta, judge = config.networks.with_judge(at)
         if self.shared:  # ranks need not agree to the last bit
             dist.from_first([theta, *state.values()])
         index = env.real.draw_each(config.real_batch, rng)
@@ -218,12 +217,7 @@ class DistributionObjective(Objective):
         real_each = index.shape[1]
         draw = augment.sample(config.augment, 1, rng, groups=num_classes, shared=True)
         draw = draw.to(env.device)
-        at_once = config.classes_at_once or pays(env, each)
-        if self.shared and config.classes_at_once is None:
-            at_once = min(at_once, -(-num_classes // dist.num_ranks()))
-        real_at_once = pays(env, real_each)
-        if env.model.normed is not None:  # BatchNorm normalises with the statistics of all
-            at_once = real_at_once = num_classes
+        at_once, real_at_once = self._at_once(num_classes, each, real_each)
         for number, classes in enumerate(parts(slice(0, num_classes), at_once)):
             # drawn for every part on every rank, so that all have the draws of one rank
             comparison = Comparison(
@@ -246,6 +240,18 @@ class DistributionObjective(Objective):
                 with torch.no_grad():
                     images = self._seen(syn, members[classes], draw.part(classes))
                     comparison.learn(state, real, comparison.syn(images, each))
+
+    def _at_once(self, num_classes: int, each: int, real_each: int) -> tuple[int, int]:
+        """(classes of a part, those of them whose real images are computed together).
+
+        Of a class there are `each` synthetic and `real_each` real images.
+        """
+        if self.env.model.normed is not None:  # BatchNorm normalises with the statistics of all
+            return num_classes, num_classes
+        at_once = self.config.classes_at_once or pays(self.env, each)
+        if self.shared and self.config.classes_at_once is None:
+            at_once = min(at_once, -(-num_classes // dist.num_ranks()))
+        return at_once, pays(self.env, real_each)
 
     def _seen(self, syn: SyntheticSet, members: Tensor, draw: augment.AugmentDraw) -> Tensor:
         """The augmented images (G * n, C, H, W) of examples (G, n) of G classes."""

@@ -14,11 +14,11 @@ import torch
 from torch import Generator, Tensor
 
 from ddengine.objective import Env
-from ddengine.recipe import AugmentConfig, require_at_least
+from ddengine.recipe import require_at_least
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 from ddengine.types import Experts
-from synth.networks import Gradient, Networks, State
+from synth.networks import Networks, OuterStep
 
 
 def judge_window(start: int, interval: int, last: int) -> tuple[int, int]:
@@ -51,33 +51,15 @@ class ExpertNetworks(Networks, Protocol):
         """The parameters (P,) that features are compared in, and those of the judge."""
         ...
 
-    def next(
-        self,
-        env: Env,
-        gradient: Gradient,
-        syn: SyntheticSet,
-        state: State,
-        step: int,
-        config: AugmentConfig,
-        rng: Generator,
-    ) -> Tensor:
+    def next(self, at: OuterStep) -> Tensor:
         """The first of the two."""
-        theta, _ = self.with_judge(env, gradient, syn, state, step, config, rng)
+        theta, _ = self.with_judge(at)
         return theta
 
-    def with_judge(
-        self,
-        env: Env,
-        gradient: Gradient,
-        syn: SyntheticSet,
-        state: State,
-        step: int,
-        config: AugmentConfig,
-        rng: Generator,
-    ) -> tuple[Tensor, Tensor | None]:
+    def with_judge(self, at: OuterStep) -> tuple[Tensor, Tensor | None]:
         """Both, on the device. Raises UserError where there are no experts of this network."""
-        theta, judge = self.draw(experts_of(env), rng)
-        return theta.to(env.device), judge.to(env.device)
+        theta, judge = self.draw(experts_of(at.env), at.rng)
+        return theta.to(at.env.device), judge.to(at.env.device)
 
     def round(self, syn: SyntheticSet, step: int) -> tuple[int, int]:
         """(step, 0)."""

@@ -38,7 +38,7 @@ from synth.classes import (
     say_small_classes,
     share_of,
 )
-from synth.networks import Networks, training_gradient
+from synth.networks import Networks, OuterStep, training_gradient
 
 NetworksT = TypeVar("NetworksT", bound=Networks)
 
@@ -246,7 +246,8 @@ class GradientObjective(Objective):
         """
         config = self.config
         env = self.env
-        theta = config.networks.next(env, self.train, syn, state, step, config.augment, rng)
+        at = OuterStep(env, self.train, syn, state, step, config.augment, rng)
+        theta = config.networks.next(at)
         if self.shared != "nothing":  # ranks need not agree to the last bit
             dist.from_first([theta, *state.values()])
         statistics = batch_statistics(env, theta, rng)

@@ -11,6 +11,7 @@ from ddengine.learning.through import Student
 from ddengine.objective import Env, Objective
 from ddengine.recipe import AugmentConfig
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.rng import generator
 from synth.inner_batches import Draws, InnerBatches, draws
 from synth.networks import fresh
 from synth.windows import Window
@@ -65,6 +66,19 @@ class JudgedStudent(Objective):
     def init(self, rng: Generator) -> dict[str, Tensor]:
         """What the window keeps."""
         return self.config.window.state(self.config.inner_steps)
+
+    def reached_by_one_step(self, syn: SyntheticSet) -> Tensor:
+        """The parameters after a step whose graph is kept; of any network and batch."""
+        config = self.config
+        rng = generator(0, "choices")
+        tensors = {name: tensor.detach().clone() for name, tensor in syn.tensors.items()}
+        for tensor in tensors.values():
+            tensor.requires_grad_(tensor.is_floating_point())
+        learned = syn.with_tensors(tensors)
+        indices = config.batches.draw(learned, 1, rng)
+        batch = batches(learned, indices, self._draws(indices, rng))
+        rates = config.rates(tensors, self.env.device)
+        return self.student.through(batch, fresh(self.env, rng), tensors, 0, 1, rates)
 
     def losses(
         self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator

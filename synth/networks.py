@@ -29,6 +29,19 @@ Gradient = Callable[..., Tensor]  # (theta (P,), images, targets, CutMix draw or
 State = dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class OuterStep:
+    """What an outer step gives to the networks that it asks for."""
+
+    env: Env
+    gradient: Gradient  # by which they are trained
+    syn: SyntheticSet
+    state: State  # of the objective, in which they keep what they have become
+    number: int  # from 0
+    augment: AugmentConfig  # of the objective
+    rng: Generator
+
+
 class Networks(Protocol):
     """A frozen dataclass that subclasses this and says which network an outer step sees."""
 
@@ -62,37 +75,16 @@ class Networks(Protocol):
         """The same at the size of a test, of few steps for each network."""
         return self
 
-    def next(
-        self,
-        env: Env,
-        gradient: Gradient,
-        syn: SyntheticSet,
-        state: State,
-        step: int,
-        config: AugmentConfig,
-        rng: Generator,
-    ) -> Tensor:
-        """The parameters (P,) for an outer step; updates the state.
-
-        `config` is the augmentation of the objective.
-        """
+    def next(self, at: OuterStep) -> Tensor:
+        """The parameters (P,) for an outer step; updates its state."""
         ...
 
-    def with_judge(
-        self,
-        env: Env,
-        gradient: Gradient,
-        syn: SyntheticSet,
-        state: State,
-        step: int,
-        config: AugmentConfig,
-        rng: Generator,
-    ) -> tuple[Tensor, Tensor | None]:
+    def with_judge(self, at: OuterStep) -> tuple[Tensor, Tensor | None]:
         """What `next` gives, and the parameters (P,) of a network that says what class it sees.
 
         None, by default, where there is no such network.
         """
-        return self.next(env, gradient, syn, state, step, config, rng), None
+        return self.next(at), None
 
     def round(self, syn: SyntheticSet, step: int) -> tuple[int, int]:
         """(which network, how many steps it has seen) at an outer step."""
@@ -132,18 +124,9 @@ def fresh(env: Env, rng: Generator) -> Tensor:
 class Untrained(Networks):
     """A new random network at each outer step (DM)."""
 
-    def next(
-        self,
-        env: Env,
-        gradient: Gradient,
-        syn: SyntheticSet,
-        state: State,
-        step: int,
-        config: AugmentConfig,
-        rng: Generator,
-    ) -> Tensor:
+    def next(self, at: OuterStep) -> Tensor:
         """A new network."""
-        return fresh(env, rng)
+        return fresh(at.env, at.rng)
 
     def round(self, syn: SyntheticSet, step: int) -> tuple[int, int]:
         """(step, 0)."""
@@ -214,47 +197,31 @@ class OnSynthetic(Networks):
         steps, _ = self.counts(syn)
         return divmod(step, steps)
 
-    def next(
-        self,
-        env: Env,
-        gradient: Gradient,
-        syn: SyntheticSet,
-        state: State,
-        step: int,
-        config: AugmentConfig,
-        rng: Generator,
-    ) -> Tensor:
+    def next(self, at: OuterStep) -> Tensor:
         """A new network, or the last step's after its training on what the images have become."""
-        steps, epochs = self.counts(syn)
-        if step % steps == 0:
-            theta = fresh(env, rng)
+        steps, epochs = self.counts(at.syn)
+        if at.number % steps == 0:
+            theta = fresh(at.env, at.rng)
         else:
-            theta = self._trained(env, gradient, syn, state["theta"], epochs, config, rng)
+            theta = self._trained(at, epochs)
         if steps > 1:
-            state["theta"] = theta
+            at.state["theta"] = theta
         return theta
 
     @torch.no_grad()
-    def _trained(
-        self,
-        env: Env,
-        gradient: Gradient,
-        syn: SyntheticSet,
-        theta: Tensor,
-        epochs: int,
-        config: AugmentConfig,
-        rng: Generator,
-    ) -> Tensor:
+    def _trained(self, at: OuterStep, epochs: int) -> Tensor:
         """The parameters (P,) after so many epochs on what the images have become."""
-        num = len(syn)
-        images, targets = syn.batch(torch.arange(num, device=env.device))
-        source = on_device(rng, env.device)
+        device = at.env.device
+        theta = at.state["theta"]
+        num = len(at.syn)
+        images, targets = at.syn.batch(torch.arange(num, device=device))
+        source = on_device(at.rng, device)
         for _ in range(epochs):
-            order = torch.randperm(num, generator=source, device=env.device)
+            order = torch.randperm(num, generator=source, device=device)
             for index in order.split(self.batch):
-                draw = augment.sample(config, len(index), rng).to(env.device)
-                seen = augment.apply(config, images[index], draw)
-                theta = theta - self.lr * gradient(theta, seen, targets[index])
+                draw = augment.sample(at.augment, len(index), at.rng).to(device)
+                seen = augment.apply(at.augment, images[index], draw)
+                theta = theta - self.lr * at.gradient(theta, seen, targets[index])
         return theta
 
 
@@ -319,51 +286,42 @@ class OnReal(Networks):
         """(which network, how many steps it has seen)."""
         return divmod(step, self.steps)
 
-    def next(
-        self,
-        env: Env,
-        gradient: Gradient,
-        syn: SyntheticSet,
-        state: State,
-        step: int,
-        config: AugmentConfig,
-        rng: Generator,
-    ) -> Tensor:
+    def next(self, at: OuterStep) -> Tensor:
         """A new network, or the last step's after its training on real images."""
-        if step % self.steps == 0:
-            theta = fresh(env, rng)
+        if at.number % self.steps == 0:
+            theta = fresh(at.env, at.rng)
             if self.steps > 1:
-                state["momentum"] = torch.zeros_like(theta)
+                at.state["momentum"] = torch.zeros_like(theta)
         else:
-            theta = self._trained(env, gradient, state, rng)
+            theta = self._trained(at)
         if self.steps > 1:
-            state["theta"] = theta
+            at.state["theta"] = theta
         return theta
 
     @torch.no_grad()
-    def _trained(self, env: Env, gradient: Gradient, state: State, rng: Generator) -> Tensor:
+    def _trained(self, at: OuterStep) -> Tensor:
         """The parameters (P,) after a pass over some real images; the momentum is kept."""
-        theta = state["theta"]
-        momentum = state["momentum"]
-        source = on_device(rng, env.device)
-        order = torch.randperm(len(env.real), generator=source, device=env.device)
+        device = at.env.device
+        theta = at.state["theta"]
+        momentum = at.state["momentum"]
+        source = on_device(at.rng, device)
+        order = torch.randperm(len(at.env.real), generator=source, device=device)
         chosen = order[: self.images]
         for index in chosen.split(self.batch):
-            grad = self._gradient(env, gradient, theta, index, rng)
+            grad = self._gradient(at, theta, index)
             theta, momentum = sgd_step(theta, grad, momentum, self.optim, self.optim.lr)
-        state["momentum"] = momentum
+        at.state["momentum"] = momentum
         return theta
 
-    def _gradient(
-        self, env: Env, gradient: Gradient, theta: Tensor, index: Tensor, rng: Generator
-    ) -> Tensor:
+    def _gradient(self, at: OuterStep, theta: Tensor, index: Tensor) -> Tensor:
         """The gradient (P,) of one batch."""
-        images, targets = env.real.batch(index)
+        device = at.env.device
+        images, targets = at.env.real.batch(index)
         num, _, height, width = images.shape
-        draw = augment.sample(self.augment, num, rng).to(env.device)
+        draw = augment.sample(self.augment, num, at.rng).to(device)
         images = augment.apply(self.augment, images, draw)
-        mix = augment.sample_cutmix(self.cutmix, num, (height, width), rng)
+        mix = augment.sample_cutmix(self.cutmix, num, (height, width), at.rng)
         if mix is not None:
-            mix = mix.to(env.device)
+            mix = mix.to(device)
             images = augment.cutmix(images, mix)
-        return gradient(theta, images, targets, mix)
+        return at.gradient(theta, images, targets, mix)

@@ -45,6 +45,7 @@ from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.types import AutoBackprop, Facts, Json
+from synth.views import Extractor
 
 
 class Window(Protocol):
@@ -75,6 +76,8 @@ MilestonesT = TypeVar("MilestonesT", bound=Any)
 StudentT = TypeVar("StudentT", bound=Any)
 # None or Callable[[Tensor], Tensor]: squared errors (P,) -> which of them count (n,)
 CoordinatesT = TypeVar("CoordinatesT", bound=Any)
+# None or synth.views.ViewsApart: keeps several views of a stored image apart
+ViewsT = TypeVar("ViewsT", bound=Any)
 
 EMPTY: Any = None  # a slot without a part; parts are frozen dataclasses
 Milestones = tuple[tuple[int, int, float], ...]
@@ -109,7 +112,8 @@ class UniformWindow:
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryMatching(
-    ObjectiveConfig, Generic[WindowT, PerturbT, LossScaleT, MilestonesT, StudentT, CoordinatesT]
+    ObjectiveConfig,
+    Generic[WindowT, PerturbT, LossScaleT, MilestonesT, StudentT, CoordinatesT, ViewsT],
 ):
     """Configuration of the objective."""
 
@@ -136,6 +140,8 @@ class TrajectoryMatching(
     coordinates: CoordinatesT = field(default=EMPTY, metadata=LATE)  # which parameters are compared
     # segments start at any point from the first start epoch to the last, whole or not (MCT)
     fractional: bool = field(default=False, metadata=LATE)
+    # a second network, by which the views of a stored image are kept apart (HaBa)
+    views: ViewsT = field(default=EMPTY, metadata=LATE)
 
     def __post_init__(self) -> None:
         require_at_least("objective.inner_steps", self.inner_steps)
@@ -262,6 +268,7 @@ class TrajectoryMatching(
             window=self.window.small(),
             batch=8,
             lr=0.3 * (1 - self.momentum),
+            views=self.views and self.views.small(),
         )
 
     def build(self, env: Env) -> "TrajectoryObjective":
@@ -296,6 +303,8 @@ class TrajectoryMatching(
 
         None where the inner gradient is compiled: it is replayed faster than a graph is kept.
         """
+        if self.views:
+            self.views.check(syn)
         if self.backprop != "auto" or not isinstance(objective, TrajectoryObjective):
             return {}
         if objective.env.compile:
@@ -328,6 +337,11 @@ class TrajectoryObjective(Objective):
 
         self.gradient = inner_gradient(loss, env.compile)
         self.kept_graphs = 0  # of the last steps of a segment
+        self.extractor = Extractor(config.views, env) if config.views else None
+
+    def init(self, rng: Generator) -> dict[str, Tensor]:
+        """The network that looks at views, where there is one."""
+        return self.extractor.start(rng) if self.extractor else {}
 
     def reached_by_one_step(self, syn: SyntheticSet) -> Tensor:
         """The parameters after a step whose graph is kept; of any network and batch."""
@@ -352,7 +366,7 @@ class TrajectoryObjective(Objective):
     def losses(
         self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
     ) -> Iterator[Tensor]:
-        """One loss: of one segment of one expert."""
+        """One loss, of one segment of one expert; where views are kept apart theirs too."""
         config = self.config
         device = self.env.device
         segment = self._segment(step, rng)
@@ -392,6 +406,8 @@ class TrajectoryObjective(Objective):
         yield matching_loss(
             reached, segment.ends, segment.theta, weights, coordinates=config.coordinates
         )
+        if self.extractor:
+            yield self.extractor.loss(syn, state, rng)
 
     @torch.no_grad()
     def _nearest_step(

@@ -21,8 +21,11 @@ def choose(
     syn: SyntheticSet,
     device: torch.device,
     folder: Path | None = None,
+    more: Json | None = None,
 ) -> list[Json]:
     """What is chosen for each objective of a run, all of `config`, which do so from now on.
+
+    It is stored with `more` that was chosen for the run.
 
     In the folder of a run it is what was chosen when the run began: nothing where that was before
     there was a choice. Of several ranks the first chooses for all.
@@ -40,7 +43,7 @@ def choose(
         begun_before = (folder / loop.CHECKPOINT).exists()  # there was anything to choose
         chosen = [{} for _ in objectives] if begun_before else here()
         scales = {} if begun_before else turns.facts(objective)
-        files.write_json(folder / CHOICES, {"objectives": chosen, **scales})
+        files.write_json(folder / CHOICES, {"objectives": chosen, **scales, **(more or {})})
 
     if folder is None:
         chosen = dist.told(here())

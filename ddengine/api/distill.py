@@ -18,6 +18,7 @@ from ddengine.api import experts as of_experts
 from ddengine.api.begun import begun, followed, place
 from ddengine.api.checks import check_folder, check_recipe, check_run, say_slow_precision
 from ddengine.api.choices import choose
+from ddengine.api.compiling import settled
 from ddengine.api.inputs import (
     AUTO,
     Images,
@@ -41,7 +42,7 @@ from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import claims, dist, files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
-from ddengine.types import Experts
+from ddengine.types import Compile, Experts
 
 Bibtex = Callable[[Recipe], str]  # the entries to cite for a recipe
 
@@ -57,7 +58,7 @@ class Job:
     device: torch.device
     seed: int
     precision: Precision
-    compile: bool = False
+    compile: Compile = False
     images: Tensor | None = None  # to start from
 
     def __post_init__(self) -> None:
@@ -120,7 +121,7 @@ class Job:
             experts,
             seed=self.seed,
             precision=self.precision,
-            compile=self.compile,
+            compile=self.compile is True,
             images=self.images,
         )
         seconds = round(time.perf_counter() - began, 2)  # what a set that is only chosen costs
@@ -180,7 +181,7 @@ class Job:
             seed=self.seed,
             device=str(self.device),
             precision=self.precision,
-            compile=self.compile,
+            compile=self.compile is True,
             load=partial(self.source.load, stored=self.origin.preprocess),
             open_store=self.origin.open,
         )
@@ -196,7 +197,7 @@ def distill(
     seed: int = 0,
     device: str = "auto",
     precision: Precision = "fp32",
-    compile: bool = False,
+    compile: Compile = False,
     progress: log.Progress = True,
     restart: bool = False,
     force: bool = True,
@@ -231,7 +232,7 @@ def distill(
         seed: decides every random draw.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
-        compile: whether the inner training step is compiled.
+        compile: whether the inner training step is compiled; "auto" where the steps pay for it.
         progress: whether bars and notes are shown, in a terminal or a notebook; or a function of
             (title, done, total, note) that is told of progress in place of bars. What it raises
             stops the run, which the same call with a folder continues.
@@ -302,7 +303,7 @@ def job_of(
     seed: int,
     device: str,
     precision: Precision,
-    compile: bool = False,
+    compile: Compile = False,
     images: Tensor | None = None,
     preprocess: Preprocess | None = None,
 ) -> Job:
@@ -379,6 +380,7 @@ def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
     experts = job.experts()
     quiet = replace(outer, checkpoint_every=max(1, outer.steps), evaluate_every=0, picture_every=0)
     syn, objective, initial_seconds = job.start(experts)
+    objective, _ = settled(job, syn, objective, experts, None)
     choose(recipe.objective, objective, syn, job.device)
     with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
         result, counters = in_groups.distill(
@@ -461,7 +463,8 @@ def _kept(job: Job, keep: Keep) -> Distilled:
     if not keep.force:
         bounds.check(job.costed(), syn, data, folder, job.device)
     dist.on_first_rank(keep.begin)
-    choose(recipe.objective, objective, syn, job.device, folder)
+    objective, chosen = settled(job, syn, objective, experts, folder)
+    choose(recipe.objective, objective, syn, job.device, folder, chosen)
     teachers = []
     if recipe.evaluation.labels == "dynamic" and experts is not None:
         teachers = load_all(experts, job.device)

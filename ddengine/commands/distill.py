@@ -5,14 +5,15 @@ import time
 import ddengine
 from ddengine import commands
 from ddengine.commands.on_recipe import of_recipe, stores_of
-from ddengine.commands.options import Options
+from ddengine.commands.options import COMPILE, Options
 from ddengine.commands.process import start
+from ddengine.commands.words import with_values
 from synth.cite import bibtex
 
 
 def main(args: list[str]) -> None:
     """The command."""
-    options = of_recipe("distill", args, Options)
+    options = of_recipe("distill", with_values(args), Options)
     if options is None:
         return
     start(options)
@@ -24,7 +25,7 @@ def main(args: list[str]) -> None:
         seed=options.seed,
         device=options.device,
         precision=options.precision,
-        compile=options.compile,
+        compile=COMPILE[options.compile],
         restart=options.restart,
         force=options.force,
         tensorboard=options.tensorboard,

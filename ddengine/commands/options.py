@@ -2,18 +2,24 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
 from ddengine.recipe import DataConfig, EvalConfig, StudentSteps
 from ddengine.system.dist import TIMEOUT
 from ddengine.system.runtime import Precision
+from ddengine.types import Compile
 from synth.recipes.protocols import PROTOCOLS
 
 # the help of --protocol
 PROTOCOL = f"the named protocol that these values start from: {' | '.join(PROTOCOLS)}"
 RecipeT = TypeVar("RecipeT")
+COMPILE: dict[str, Compile] = {
+    "auto": "auto",
+    "on": True,
+    "off": False,
+}  # by the value of --compile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +75,8 @@ class Options(OfRecipe, ForNetworks, Ranks, Machine, Generic[RecipeT]):
     # expert store, or with teachers the folder of their stores; None: experts/FINGERPRINT
     experts: Path | None = None
     restart: bool = False  # begin anew, deleting what the folder holds
-    compile: bool = False  # compile the inner training step
+    # compile the inner training step; auto: where the steps pay for it; no value: on
+    compile: Literal["auto", "on", "off"] = "off"
     force: bool = False  # start although memory or disk are estimated not to do
     tensorboard: bool = False  # also write TensorBoard files into the run's folder
     recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]

@@ -34,6 +34,22 @@ def is_flag(word: str) -> bool:
     return word.startswith("-") and not word.removeprefix("-")[:1].isdigit()
 
 
+def with_values(args: Sequence[str]) -> list[str]:
+    """The words of a line in which --compile has its value, where it stands for on alone, and off.
+
+    So it was when it was a switch.
+    """
+    words: list[str] = []
+    for word, after in zip(args, [*args[1:], ""], strict=True):
+        if flag_of(word) == "--no_compile":
+            words += ["--compile", "off"]
+        elif word == "--compile" and after not in ("auto", "on", "off"):
+            words += [word, "on"]
+        else:
+            words.append(word)
+    return words
+
+
 def asks_help(args: Sequence[str]) -> bool:
     """Whether a line asks for help."""
     return "-h" in args or "--help" in args

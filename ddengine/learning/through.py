@@ -59,6 +59,7 @@ class ByUnroll(Student):
     gradient: InnerGradient
     update: Update
     backprop: Literal["full", "replay"]
+    kept_graphs: int = 0  # of so many last steps of the window, replay keeps the graphs
 
     def through(
         self, batch: BatchFn, theta: Tensor, inputs: Inputs, warm: int, window: int, rates: Tensor
@@ -86,6 +87,7 @@ class ByUnroll(Student):
             lr=rates_of(rates, warm, window),
             update=self.update,
             backprop=self.backprop,
+            kept_graphs=min(self.kept_graphs, window),
             before=before,
         )
         return reached[0]

@@ -23,12 +23,10 @@ NOT_OF_BUFFER = ("--compile", "--force", "--tensorboard")
 MAKING = ("distill", "select", "import")  # commands that make a set of a recipe
 # flags without a value that change what is computed, or how
 BARE = (
-    "--compile",
     "--force",
     "--tensorboard",
     "--quick",
     "--no-reuse_baselines",
-    "--no-compile",
 )
 # flags whose value is a place, which only the person knows who types the command
 PLACES: Facts = {
@@ -39,6 +37,7 @@ PLACES: Facts = {
     "preprocess": "SET_OR_IMAGES",
     "buffer.step.folder": "FOLDER_OF_WEIGHTS",
 }
+COMPILE = {"True": "on", "auto": "auto"}  # values of --compile, by what a run says
 # a value of a recipe as a word: no blank, nothing that a shell knows, and no flag
 WORD = re.compile(r"(?!-[^\d.])[\w.,:/=+@-]+")
 COMMANDS_OF_USES = {"labels": "buy_labels"}  # that are called otherwise than the use
@@ -109,12 +108,16 @@ def _making(run: Run) -> list[list[str]]:
 def _making_as_typed(run: Run, typed: Sequence[str]) -> list[list[str]]:
     """The same with the flags of the command that a run says, of which these are the words."""
     called, name = _program(run.settings), _word(run.recipe["name"])
-    flags = _flags(typed[1:], {**run.recipe, **_stated_facts(run)})
+    facts = {**run.recipe, **_stated_facts(run)}
+    flags = _flags(typed[1:], facts)
     made = []
     if typed[0] == "distill" and run.meta.get("experts"):
         if "--buffer.seed" not in flags:
             flags += _expert_seed(run)
-        of_buffer = [word for word in flags if word not in NOT_OF_BUFFER]
+        words = [word for word in typed[1:] if word.partition("=")[0] not in NOT_OF_BUFFER]
+        of_buffer = _flags(words, facts)
+        if "--buffer.seed" not in of_buffer:
+            of_buffer += _expert_seed(run)
         made.append([*called, "buffer", name, *of_buffer])
     return [*made, [*called, typed[0], name, *flags, *_out(typed, run)]]
 
@@ -128,6 +131,7 @@ def _stated_facts(run: Run) -> Json:
         "for": list(recipe.get("teachers") or networks),
         "seed": _stated(run, "seed"),
         "precision": _stated(run, "precision"),
+        "compile": COMPILE.get(str(run.settings.get("compile"))),
     }
 
 

@@ -8,6 +8,7 @@ from helpers import tiny_data, tiny_env, tiny_set
 
 from ddengine import loop
 from ddengine.contract.test_method import StopsAt
+from ddengine.learning import inner, memory
 from ddengine.learning.by_higher import TorchOptimiser
 from ddengine.learning.updates import Adam, HeavyBall, Sgd, Update
 from ddengine.recipe import AugmentConfig, InitConfig, OptimConfig, OuterConfig, TargetConfig
@@ -257,12 +258,53 @@ def test_all_ways_back_give_one_gradient():
         weight_decay=0.1, real_batch=16, augment=AugmentConfig(), backprop="full",
     )  # fmt: skip
     loss, exact = gradient(config)
-    for change in ({"backprop": "replay"}, {"inner": "higher"}):
+    for change in ({"backprop": "replay"}, {"inner": "higher"}, {"backprop": "auto"}):
         other, ours = gradient(replace(config, **change))
         assert other == pytest.approx(loss, rel=1e-5)
         assert torch.allclose(ours, exact, rtol=1e-3, atol=1e-3 * float(exact.abs().max()))
     without, _ = gradient(replace(config, weight_decay=0.0))
     assert without != pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_as_many_graphs_of_a_window_are_kept_as_memory_holds(learned, monkeypatch):
+    """Whatever the number, the gradient is that of replay, and kept steps are not made again."""
+    config = ThroughTraining(
+        inner_steps=4, window=Last(size=3), update=Adam(eps=1e-3), lr=0.05, real_batch=16,
+        batches=InnerBatches(per_class=1), learned_rates=learned,
+    )  # fmt: skip
+    env, syn = environment()
+    if learned:
+        rates = torch.tensor(config.initial()["rates"])
+        syn = replace(syn, tensors={**syn.tensors, "rates": rates})
+    objective = config.build(env)
+    assert config.choices(objective, syn, 10**15) == {"kept_graphs": 3}
+    assert objective.student.kept_graphs == 0
+    config.choose(objective, {"kept_graphs": 1})
+    one = memory.graph_bytes(lambda: objective.reached_by_one_step(syn)) / memory.KEPT_SHARE
+    assert config.choices(objective, syn, int(2.5 * one)) == {"kept_graphs": 2}
+    assert config.choices(objective, syn, int(0.9 * one)) == {"kept_graphs": 0}
+    assert replace(config, backprop="replay").choices(objective, syn, 10**15) == {}
+    made = []
+    keep = inner.KeptGraph.__init__
+
+    def noted(*given):
+        made.append(given)
+        keep(*given)
+
+    monkeypatch.setattr(inner.KeptGraph, "__init__", noted)
+    found = []
+    for number in (0, 2, 3):
+        config.choose(objective, {"kept_graphs": number})
+        leaf = syn.tensors["images"].clone().requires_grad_()
+        tensors = {**syn.tensors, "images": leaf}
+        (loss,) = objective.losses(syn.with_tensors(tensors), {}, 0, generator(0))
+        made.clear()
+        loss.backward()
+        assert len(made) == 3 - number
+        found.append(leaf.grad)
+    assert all(torch.allclose(other, found[0], rtol=1e-4, atol=1e-7) for other in found[1:])
+    assert found[0].abs().sum() > 0
 
 
 def test_a_longer_window_reaches_the_first_steps():

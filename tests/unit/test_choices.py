@@ -1,18 +1,22 @@
 """What a run leaves to the machine: chosen once, stored, and obeyed when the run goes on."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import CPU, DIGITS, MODEL, tiny_data, tiny_env, tiny_set, tiny_store
+from torch.utils._pytree import tree_map
 
 import ddengine
 import synth
-from ddengine.api import checks, choices
-from ddengine.learning import memory
+from ddengine.api import checks, choices, compiling
+from ddengine.commands.words import with_values
+from ddengine.learning import inner, memory
 from ddengine.recipe import digest, resolved
 from ddengine.system import files, runtime
 from ddengine.system.errors import UserError
+from synth import trajectory
 
 STEPS = 4
 
@@ -111,6 +115,113 @@ def test_a_run_that_was_begun_before_there_was_a_choice_goes_on_by_replay(
     assert files.read_json(tmp_path / "old" / choices.CHOICES) == {"objectives": [{}]}
     replayed = distilled(world, None, 0, monkeypatch)
     assert torch.equal(old.tensors["images"], replayed.tensors["images"])
+
+
+# Whether it is compiled.
+
+SLOW, QUICK = (100.0, 0.0), (1e-3, 0.0)  # seconds of a step, and what the first takes more
+
+
+def rounding(graph):
+    """In place of a compiler."""
+    return lambda *tensors: tree_map(lambda tensor: tensor * (1 + 1e-6), graph(*tensors))
+
+
+def timings(monkeypatch, eager, compiled=(50.0, 7.0)):
+    """Steps take so long; the list says what was timed. What compiles rounds as a compiler may."""
+    seen = []
+
+    def stand_in(asked, syn, objective, *, twice):
+        seen.append("compiled" if objective.env.compile else "eager")
+        return compiled if objective.env.compile else eager
+
+    def inner_gradient(loss, compile=False):
+        if compile:
+            return inner.Compiled(loss, compiler=rounding)
+        return inner.inner_gradient(loss)
+
+    monkeypatch.setattr(compiling, "_seconds", stand_in)
+    monkeypatch.setattr(trajectory, "inner_gradient", inner_gradient)
+    return seen
+
+
+def automatic(world, folder, *, stop_at=None):
+    """A distillation that chooses whether it is compiled, which may be stopped."""
+    _, store = world
+
+    def told(title, done, total, note):
+        if done == stop_at and title == "distill":
+            raise KeyboardInterrupt
+
+    return ddengine.distill(
+        None, recipe(), store, folder=folder, compile="auto", progress=told
+    ).tensors["images"]
+
+
+@pytest.mark.parametrize("begun, resumed", [(SLOW, QUICK), (QUICK, SLOW)])
+def test_a_killed_run_goes_on_compiled_or_not(world, tmp_path, monkeypatch, begun, resumed):
+    """With steps on the other side of the threshold."""
+    timings(monkeypatch, begun)
+    at_once = automatic(world, tmp_path / "a" / "once")
+    with pytest.raises(KeyboardInterrupt):
+        automatic(world, tmp_path / "b" / "killed", stop_at=3)
+    seen = timings(monkeypatch, resumed)
+    again = automatic(world, tmp_path / "b" / "killed")
+    assert not seen
+    stored = files.read_json(tmp_path / "b" / "killed" / choices.CHOICES)
+    assert stored["compile"] == (begun == SLOW)
+    assert stored["objectives"] == [{"kept_graphs": 0 if begun == SLOW else STEPS}]
+    assert torch.equal(again, at_once)
+
+
+def test_what_compiling_takes_is_measured_once(world, tmp_path, monkeypatch):
+    """And another run of the same shapes goes by it: 6 steps that save half of 3 s, or of 2 s."""
+    seen = timings(monkeypatch, SLOW)
+    automatic(world, tmp_path / "first")
+    assert seen == ["eager", "compiled"]
+    (kept,) = (tmp_path / compiling.FOLDER).glob("*.json")
+    assert files.read_json(kept)["seconds"] == 7.0 and files.read_json(kept)["share"] == 0.5
+    for seconds, pays in ((3.0, True), (2.0, False)):
+        seen = timings(monkeypatch, (seconds, 0.0))
+        automatic(world, tmp_path / f"later_{seconds}")
+        assert seen == ["eager"]
+        stored = files.read_json(tmp_path / f"later_{seconds}" / choices.CHOICES)
+        assert stored["compile"] is pays
+
+
+def test_a_compiler_that_fails_or_is_slower_is_left_out(world, tmp_path, monkeypatch, capsys):
+    timings(monkeypatch, SLOW, compiled=(101.0, 7.0))
+    automatic(world, tmp_path / "slower")
+    assert files.read_json(tmp_path / "slower" / choices.CHOICES)["compile"] is False
+
+    def broken(asked, syn, objective, *, twice):
+        if objective.env.compile:
+            raise RuntimeError("no compiler")
+        return SLOW
+
+    monkeypatch.setattr(compiling, "_seconds", broken)
+    _, store = world
+    ddengine.distill(None, recipe(), store, folder=tmp_path / "x" / "run", compile="auto")
+    assert files.read_json(tmp_path / "x" / "run" / choices.CHOICES)["compile"] is False
+    assert "not compiled, as that failed: no compiler" in capsys.readouterr().out
+
+
+def test_a_step_is_timed_as_it_would_be_made(world):
+    """Of a set and an objective that remember nothing of it."""
+    syn, objective = tiny_set(world[0], lr=0.05), objective_of(world)
+    before = {name: tensor.clone() for name, tensor in syn.tensors.items()}
+    asked = SimpleNamespace(recipe=recipe(), device=CPU)
+    seconds, more = compiling._seconds(asked, syn, objective, twice=True)
+    assert 0 < seconds < 60 and more >= 0 and objective.kept_graphs == STEPS
+    assert all(torch.equal(syn.tensors[name], before[name]) for name in before)
+    assert all(tensor.grad is None for tensor in syn.tensors.values())
+
+
+def test_the_flag_of_compiling_stands_alone_or_with_a_value():
+    for words, value in ((["--compile"], "on"), (["--no-compile"], "off")):
+        assert with_values([*words, "mtt/digits_ipc1"]) == ["--compile", value, "mtt/digits_ipc1"]
+    line = ["mtt/digits_ipc1", "--compile", "auto", "--seed", "1"]
+    assert with_values(line) == line and with_values(["--compile=auto"]) == ["--compile=auto"]
 
 
 def test_networks_that_take_turns_choose_each(world):

@@ -13,6 +13,7 @@ from ddengine.learning.flat import FlatModel, flatten
 from ddengine.learning.inner import (
     ByAutograd,
     Compiled,
+    by_inductor,
     eager_gradient,
     inner_gradient,
     with_weight_decay,
@@ -153,13 +154,15 @@ def test_a_compiled_pullback_is_one_graph_that_is_compiled_once():
     assert len(graphs) == 3
 
 
-def test_bfloat16_compiled_is_as_near_to_the_exact_gradient_as_eager():
+@pytest.mark.parametrize("compiler", [as_it_is, pytest.param(by_inductor, marks=pytest.mark.slow)])
+def test_bfloat16_compiled_is_as_near_to_the_exact_gradient_as_eager(compiler):
+    torch._dynamo.reset()
     loss = loss_of(precision="bf16", dtype=torch.float32)
     start = flatten(network("convnet-d1-w4-in", torch.float32))
     ask = partial(reached, start=start, hard=True, dtype=torch.float32)
     exact = ask(inner_gradient(loss_of(dtype=torch.float32)))
     eager = most_apart(ask(inner_gradient(loss)), exact)
-    compiled = most_apart(ask(Compiled(loss, compiler=as_it_is)), exact)
+    compiled = most_apart(ask(Compiled(loss, compiler=compiler)), exact)
     assert 1e-6 < compiled < 2 * eager < 0.5
 
 

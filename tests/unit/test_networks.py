@@ -19,6 +19,7 @@ from synth.networks import (
     PUBLISHED_EPOCHS,
     OnReal,
     OnSynthetic,
+    OuterStep,
     Untrained,
     loop_counts,
     training_gradient,
@@ -38,7 +39,7 @@ def walk(networks, env, syns, config=NONE, state=None, first=0):
     gradient = training_gradient(env)
     state = networks.state(env) if state is None else state
     return [
-        networks.next(env, gradient, syn, state, step, config, generator(step)).clone()
+        networks.next(OuterStep(env, gradient, syn, state, step, config, generator(step))).clone()
         for step, syn in enumerate(syns, first)
     ], state
 
@@ -129,7 +130,7 @@ def test_on_synthetic_loses_nothing():
 
     networks, state = OnSynthetic(steps=5, epochs=3, batch=7), {}
     for step in (0, 1):
-        networks.next(env, gradient, syn, state, step, NONE, generator(step))
+        networks.next(OuterStep(env, gradient, syn, state, step, NONE, generator(step)))
     assert [len(images) for images, _ in seen] == [7, 7, 6] * 3
     orders = []
     for epoch in range(3):
@@ -251,7 +252,7 @@ def test_momentum_is_carried_and_cleared():
     state = networks.state(env)
     moments = []
     for step in range(5):
-        networks.next(env, gradient, syn, state, step, NONE, generator(step))
+        networks.next(OuterStep(env, gradient, syn, state, step, NONE, generator(step)))
         moments.append(state["momentum"].clone())
     assert (
         not moments[0].any()
@@ -327,7 +328,8 @@ def test_parameters_of_a_step_are_not_changed_by_the_next(kind):
     gradient, networks = training_gradient(env), KINDS[kind]
     state = networks.state(env)
     held = [
-        networks.next(env, gradient, syn, state, step, NONE, generator(step)) for step in range(3)
+        networks.next(OuterStep(env, gradient, syn, state, step, NONE, generator(step)))
+        for step in range(3)
     ]
     copies, _ = walk(networks, env, [syn] * 3)
     assert all(torch.equal(a, b) for a, b in zip(held, copies, strict=True))

@@ -50,6 +50,7 @@ from ddengine.sets.codec import (
     SparseTokens,
     Spectra,
 )
+from ddengine.sets.codec.within_bytes import fitted
 from ddengine.sets.start import INITIALISERS
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -61,6 +62,7 @@ from synth.recipes import (
     at,
     att,
     cim,
+    coded_cells,
     datm,
     dc,
     dd,
@@ -278,6 +280,7 @@ def test_no_recipe_hides_another():
             pad,
             cim,
             with_codecs,
+            coded_cells,
         )
     )
     assert all(value.name == name for name, value in RECIPES.items())
@@ -352,8 +355,9 @@ def test_a_recipe_builds_its_objects(name):
         epochs=value.buffer.kept_epochs(),
     )
     objective = value.objective.build(Env(None, new_model, model, experts, torch.device("cpu")))
-    assert objective.init(generator(0)) == {}
-    assert value.objective.batch is None or value.objective.batch <= value.ipc * classes
+    assert bool(objective.init(generator(0))) == bool(value.objective.views)
+    _, items = fitted(value, shape, classes)
+    assert value.objective.batch is None or value.objective.batch <= items * classes
 
 
 # --take
