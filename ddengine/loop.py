@@ -308,6 +308,7 @@ def distill(  # long: arguments, and what they mean
     for line in warnings(state.counters, config):  # last, where they are seen
         log.say(line)
     shipped = _with_last_iterate(final, syn, state, config, finish)
+    _note_memory(state, syn)  # also of a run without steps, whose images are sampled or chosen
     state.counters.wall_seconds = time.perf_counter() - began
     return shipped, state.counters
 
@@ -324,10 +325,15 @@ def _timed_step(syn: SyntheticSet, objective: Objective, after: "_AfterSteps", s
         after.report()
         raise
     state.counters.seconds += time.perf_counter() - start
-    peak = runtime.peak_memory(syn.classes.device)
-    state.counters.peak_memory = max(state.counters.peak_memory, peak)
+    _note_memory(state, syn)
     if after.is_due():
         after.report()
+
+
+def _note_memory(state: State, syn: SyntheticSet) -> None:
+    """Count the most memory that was held so far, in any session of the run."""
+    peak = runtime.peak_memory(syn.classes.device)
+    state.counters.peak_memory = max(state.counters.peak_memory, peak)
 
 
 def _begin(
