@@ -23,7 +23,8 @@ from torch.nn import functional
 
 from ddengine.data import Preprocess
 from ddengine.models import build_model
-from ddengine.sets.codec import Codec, Gaussians, Quantised, Siren, SparseTokens
+from ddengine.sets.codec import Codec, Quantised
+from ddengine.sets.codec.within_bytes import NearImages
 from ddengine.system import rng, runtime
 from synth.recipes.with_codecs import CODED
 
@@ -48,7 +49,7 @@ class Decoding:
 
     def __init__(self, name: str, batch: int, device: torch.device):
         codec = CODECS[name]
-        if isinstance(codec, Gaussians | Siren | SparseTokens):
+        if isinstance(codec, NearImages):
             codec = replace(codec, fit_steps=0)
         needed = codec.shipped_bytes(batch, SHAPE, 1)
         self.codec, items = codec.within(needed, SHAPE, 1)

@@ -62,6 +62,7 @@ FORMS: dict[str, tuple[str, tuple[str, ...]]] = {
 IN_FEW_BYTES: dict[str, tuple[str, ...] | None] = {
     PLAIN: BOUNDED,
     "plain in bytes": None,  # which is what plain is there
+    "quantised, 8 bits": None,
     "linba": ("--codec.bases", "4"),
     "haba": None,
 }
@@ -199,7 +200,11 @@ def chosen(folder: Path, screened: Path) -> list[str]:
         return json.loads(path.read_text())["forms"]
     if not screened.is_file():
         sys.exit(f"{screened} is not there; run the screening first.")
-    runs = json.loads(screened.read_text())["runs"]
+    content = json.loads(screened.read_text())
+    runs = content["runs"]
+    num = content.get("rows", len(screening()))
+    if len(runs) < num:
+        sys.exit(f"{screened} has {len(runs)} of {num} rows; let the screening end.")
     best: dict[str, str] = {}
     for point in sorted(told.points(runs), key=lambda point: -point.mean):
         codec, _ = FORMS[point.form]
@@ -265,7 +270,9 @@ def write(place: Place) -> None:
         sys.exit(f"No row of {place.name} is done; run it first.")
     said = f"python benchmarks/equal_bytes.py {place.name} --jobs 2"
     files.make_folder(place.results.parent)
-    files.write_json(place.results.with_suffix(".json"), {"command": said, "runs": runs})
+    files.write_json(
+        place.results.with_suffix(".json"), {"command": said, "rows": len(rows), "runs": runs}
+    )
     text = told.text(runs, of=len(rows))
     files.write_text(place.results.with_suffix(".md"), text)
     told.plot(place.results.with_suffix(".png"), runs)

@@ -581,11 +581,12 @@ def _costs(run: dict[str, Any], row: dict[str, Any]) -> list[str]:
         return [*cells, "-", "-", "-"]
     cost, experts = run["distillation"], run["experts"]
     # the initial images are all that some methods make
+    memory = cost["peak_memory_bytes"]
     minutes = (cost["seconds"] + cost.get("initial_seconds", 0)) / 60
     return [
         *cells,
         f"{minutes:.1f} min",
-        f"{cost['peak_memory_bytes'] / 1e9:.2f} GB",
+        f"{memory / 1e9:.2f} GB" if memory else "-",  # earlier runs without steps lack it
         f"{experts['seconds'] / 60:.1f} min" if experts else "-",
     ]
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ddengine.api.score import score as score
     from ddengine.api.select import select as select
     from ddengine.api.sweep import sweep as sweep
+    from ddengine.api.thin import thin as thin
     from ddengine.api.transfer import transfer as transfer
     from ddengine.api.verify import verify as verify
     from ddengine.data import Dataset as Dataset
@@ -92,6 +93,7 @@ _PLACES = {
     "score": "ddengine.api.score",
     "select": "ddengine.api.select",
     "sweep": "ddengine.api.sweep",
+    "thin": "ddengine.api.thin",
     "train": "ddengine.api.evaluate",
     "transfer": "ddengine.api.transfer",
     "verify": "ddengine.api.verify",

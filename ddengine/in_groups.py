@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from ddengine import loop
-from ddengine.loop import Counters, Finish, Kept, as_at_first
+from ddengine.loop import Counters, Finish, Kept
 from ddengine.objective import Group, Objective
 from ddengine.recipe import OuterConfig
 from ddengine.sets.synthetic import SyntheticSet
@@ -44,7 +44,7 @@ def distill(
     began: float | None = None,
     run: str | None = None,
     shared: bool = False,
-    kept: Kept = as_at_first,
+    kept: Kept | None = None,
 ) -> tuple[SyntheticSet, Counters]:
     """What `loop.distill` does, in the groups that the method asks for; without any in one.
 
@@ -95,7 +95,7 @@ def _one_by_one(
     seed: int,
     run: str | None,
     shared: bool,
-    kept: Kept,
+    kept: Kept | None,
 ) -> tuple[SyntheticSet, Counters, float]:
     """(the set with the items of every group as they come out, what all cost, when the last ended).
 

@@ -37,13 +37,6 @@ Progress = Callable[[str, int, int], AbstractContextManager[log.Counter]]
 Kept = Callable[[Objective, dict[str, Tensor], SyntheticSet, int], Mapping[str, Tensor]]
 
 
-def as_at_first(
-    objective: Objective, first: dict[str, Tensor], syn: SyntheticSet, step: int
-) -> Mapping[str, Tensor]:
-    """State whose names and shapes stay."""
-    return first
-
-
 def cites(config: OuterConfig) -> tuple[str, ...]:
     """Works to cite for what is shipped: a running average of the images."""
     return ("du2023ftd",) if "images" in config.ema else ()
@@ -250,7 +243,7 @@ def distill(  # long: arguments, and what they mean
     began: float | None = None,
     run: str | None = None,
     shared: bool = False,
-    kept: Kept = as_at_first,
+    kept: Kept | None = None,
 ) -> tuple[SyntheticSet, Counters]:
     """Minimise the objective over the tensors that `config.optim` names.
 
@@ -278,7 +271,8 @@ def distill(  # long: arguments, and what they mean
         run: identifies the run, whose checkpoints no other one continues.
         shared: whether the objective shares the work of a draw over the ranks; else each rank has
             draws of its own.
-        kept: what a checkpoint may hold of an objective's state, as `ObjectiveConfig.kept` says it.
+        kept: what a checkpoint may hold of an objective's state, as `ObjectiveConfig.kept` says it;
+            None: it is not compared.
 
     Raises:
         UserError: a name in `config.optim` that is not stored; several draws, or ranks that do not
@@ -314,6 +308,7 @@ def distill(  # long: arguments, and what they mean
     for line in warnings(state.counters, config):  # last, where they are seen
         log.say(line)
     shipped = _with_last_iterate(final, syn, state, config, finish)
+    _note_memory(state, syn)  # also of a run without steps, whose images are sampled or chosen
     state.counters.wall_seconds = time.perf_counter() - began
     return shipped, state.counters
 
@@ -330,10 +325,15 @@ def _timed_step(syn: SyntheticSet, objective: Objective, after: "_AfterSteps", s
         after.report()
         raise
     state.counters.seconds += time.perf_counter() - start
-    peak = runtime.peak_memory(syn.classes.device)
-    state.counters.peak_memory = max(state.counters.peak_memory, peak)
+    _note_memory(state, syn)
     if after.is_due():
         after.report()
+
+
+def _note_memory(state: State, syn: SyntheticSet) -> None:
+    """Count the most memory that was held so far, in any session of the run."""
+    peak = runtime.peak_memory(syn.classes.device)
+    state.counters.peak_memory = max(state.counters.peak_memory, peak)
 
 
 def _begin(
@@ -344,14 +344,15 @@ def _begin(
     seed: int,
     run: str | None,
     shared: bool,
-    kept: Kept,
+    kept: Kept | None,
 ) -> tuple[State, int]:
     """The state that a run in `folder` starts or continues with, and the length of its log."""
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
         state, log_bytes = load_checkpoint(checkpoint, syn.classes.device, run)
         _check_state(checkpoint, state, syn, config)
-        _check_kept(checkpoint, state, syn, objective, kept)
+        if kept is not None:
+            _check_kept(checkpoint, state, syn, objective, kept)
         _check_ranks(state, shared)
         log.say(f"continuing at step {state.step} of {config.steps}")
         return state, log_bytes

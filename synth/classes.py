@@ -93,7 +93,7 @@ def pays(env: Env, images: int, device: str | None = None) -> int:
 
 
 def share_of(classes: slice) -> slice:
-    """The part of some classes that is this rank's, where ranks share them: some in a row."""
+    """The part of some classes, or images, that is this rank's where ranks share them: in a row."""
     each = -(-(classes.stop - classes.start) // dist.num_ranks())
     first = min(classes.start + dist.rank() * each, classes.stop)
     return slice(first, min(first + each, classes.stop))

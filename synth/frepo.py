@@ -19,11 +19,11 @@ from torch import Generator, Tensor
 
 from ddengine.learning.kernel_ridge import RIDGE, predictions
 from ddengine.learning.teachers import BATCH
-from ddengine.objective import Env, Objective, network_bytes
+from ddengine.objective import Env, network_bytes
 from ddengine.recipe import AugmentConfig, OptimConfig, require_at_least
 from ddengine.sets.labels import centred
 from ddengine.sets.synthetic import SyntheticSet
-from synth.pool import Networks, OnPool, Pool, State, constant, embedded, real_images
+from synth.pool import OnPool, Pool, PoolObjective, State, constant, embedded, real_images
 
 NONE = AugmentConfig(ops=())
 ADAM = OptimConfig(kind="adam", lr=3e-4, momentum=0.9, beta2=0.999)
@@ -67,25 +67,27 @@ class Frepo(OnPool):
         return FrepoObjective(self, env)
 
 
-class FrepoObjective(Objective):
+class FrepoObjective(PoolObjective):
     """See the module."""
 
     def __init__(self, config: Frepo, env: Env):
+        super().__init__(config.pool, env)
         self.config = config
-        self.env = env
-        self.networks = Networks(config.pool, env)
-
-    def init(self, rng: Generator) -> State:
-        """The pool."""
-        return self.networks.state(rng)
 
     def losses(
         self, syn: SyntheticSet, state: State, step: int, rng: Generator
     ) -> Iterator[Tensor]:
-        """The loss of a batch of real images in one network."""
+        """The loss of a batch of real images in one network, of which ranks have a part each.
+
+        The margin between labels is the first rank's.
+        """
         config, env = self.config, self.env
         network = self.networks.next(syn, state, rng)
-        index, images = real_images(env, config.real_batch, NONE, rng)
+        index, batch = real_images(env, config.real_batch, NONE, rng)
+        mine = self.mine(batch)
+        images = batch[mine]
+        if not len(images):
+            return
         decoded, labels = syn.batch(torch.arange(len(syn), device=env.device))
         margin = margin_loss(labels)
         if config.flip:
@@ -94,5 +96,6 @@ class FrepoObjective(Objective):
         of_decoded = embedded(env, network, decoded)
         real = constant(env, network, images)
         said = predictions(real, of_decoded, labels, RIDGE / len(decoded))
-        wanted = centred(env.real.labels[index], labels.shape[1])
-        yield (said - wanted).square().mean() + margin
+        wanted = centred(env.real.labels[index[mine]], labels.shape[1])
+        loss = (said - wanted).square().mean() * (len(images) / len(batch))
+        yield loss + margin if mine.start == 0 else loss

@@ -25,11 +25,11 @@ from torch import Generator, Tensor
 
 from ddengine.learning.kernel_ridge import RIDGE, predictions, with_constant
 from ddengine.learning.teachers import BATCH, target_network
-from ddengine.objective import Env, Objective, network_bytes
+from ddengine.objective import Env, network_bytes
 from ddengine.recipe import AugmentConfig, require, require_at_least
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
-from synth.pool import Networks, OnPool, Pool, State, constant, embedded, real_images
+from synth.pool import OnPool, Pool, PoolObjective, State, constant, embedded, real_images
 
 SHIFT_FLIP = AugmentConfig(always=("crop", "flip"), ops=())
 
@@ -87,29 +87,28 @@ class KrrSt(OnPool):
         return KrrStObjective(self, env)
 
 
-class KrrStObjective(Objective):
+class KrrStObjective(PoolObjective):
     """See the module."""
 
     def __init__(self, config: KrrSt, env: Env):
         assert env.experts is not None
+        super().__init__(config.pool, env)
         self.config = config
-        self.env = env
-        self.networks = Networks(config.pool, env)
         self.target = target_network(env.experts, env.device)
-
-    def init(self, rng: Generator) -> State:
-        """The pool."""
-        return self.networks.state(rng)
 
     def losses(
         self, syn: SyntheticSet, state: State, step: int, rng: Generator
     ) -> Iterator[Tensor]:
-        """The loss of a batch of real images in one network."""
+        """The loss of a batch of real images in one network, of which ranks have a part each."""
         config, env = self.config, self.env
         network = self.networks.next(syn, state, rng)
-        _, images = real_images(env, config.real_batch, config.augment, rng)
+        _, batch = real_images(env, config.real_batch, config.augment, rng)
+        images = batch[self.mine(batch)]
+        if not len(images):
+            return
         wanted = constant(env, self.target, images)
         real = constant(env, network, images)
         decoded, targets = syn.batch(torch.arange(len(syn), device=env.device))
         of_decoded = embedded(env, network, decoded)
-        yield regression_loss(real, of_decoded, targets, wanted, config.ridge)
+        loss = regression_loss(real, of_decoded, targets, wanted, config.ridge)
+        yield loss * (len(images) / len(batch))

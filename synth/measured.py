@@ -7,7 +7,7 @@ written into it.
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -30,6 +30,17 @@ def measurements() -> tuple[tuple[str, Measurement], ...]:
         entry["seconds"] += experts
         rows.append((entry.pop("recipe"), Measurement.of(entry)))
     return tuple(rows)
+
+
+@cache
+def reached() -> Mapping[str, float]:
+    """The mean test accuracy, a fraction, of each recipe that a table has as it is."""
+    path = Path(__file__).with_name("measured.json")
+    means = {}
+    for entry in json.loads(path.read_text(encoding="utf-8")):
+        if not entry["flags"]:
+            means[entry["recipe"]] = entry["accuracy"]
+    return means
 
 
 def candidates(dataset: str = "own") -> list[Candidate]:

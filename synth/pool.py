@@ -26,9 +26,10 @@ from ddengine.models.dropout import is_dropout
 from ddengine.objective import Env, Objective, ObjectiveConfig
 from ddengine.recipe import AugmentConfig, OptimConfig, require, require_at_least
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import log
+from ddengine.system import dist, log
 from ddengine.system.rng import generator, on_device
 from ddengine.system.runtime import autocast
+from synth.classes import share_of
 
 State = dict[str, Tensor]
 KEPT = ("momentum", "square", "count")  # what optimisers keep
@@ -108,6 +109,12 @@ class OnPool(ObjectiveConfig):
                 state[f"{kind}.{number}"] = theta.new_zeros(())
         return state
 
+    def share(self, objective: Objective, moves: bool) -> bool:
+        """The real images of a step are shared; every rank trains the pool."""
+        assert isinstance(objective, PoolObjective)
+        objective.networks.shared = not moves
+        return not moves
+
     def small(self) -> Self:
         """With two networks of few steps, and 8 real images."""
         return replace(self, pool=self.pool.small(), real_batch=8)
@@ -119,6 +126,7 @@ class Networks:
     def __init__(self, pool: Pool, env: Env):
         self.pool = pool
         self.env = env
+        self.shared = False  # over the ranks
         self._module = env.new_model(generator(0)).to(env.device)
 
     def state(self, rng: Generator) -> State:
@@ -140,6 +148,8 @@ class Networks:
             self._begin(syn, state, rng)
         else:
             self._go_on(syn, state, last, rng)
+        if self.shared:  # ranks need not agree to the last bit
+            dist.from_first(state.values())
         number = int(torch.randint(self.pool.size, (1,), generator=rng))
         state["last"] = torch.full_like(state["last"], number)
         return self._filled(state, number).eval().requires_grad_(False)
@@ -200,6 +210,23 @@ class Networks:
         for kind, kept in new.kept.items():
             state[f"{kind}.{number}"] = kept
         _keep_statistics(state, number, network)
+
+
+class PoolObjective(Objective):
+    """What looks at a batch of real images through a network of a pool in each step."""
+
+    def __init__(self, pool: Pool, env: Env):
+        self.env = env
+        self.networks = Networks(pool, env)
+
+    def init(self, rng: Generator) -> State:
+        """The pool."""
+        return self.networks.state(rng)
+
+    def mine(self, images: Tensor) -> slice:
+        """Which of the real images (B, ...) of a step are this rank's; of one rank all."""
+        everything = slice(0, len(images))
+        return share_of(everything) if self.networks.shared else everything
 
 
 def _keep_statistics(state: State, number: int, network: nn.Module) -> None:

@@ -97,6 +97,7 @@ class Extractor:
         index = pairs(syn.source, self.config.items, rng).flatten()
         with torch.no_grad():
             seen = syn.batch(index)
+        assert seen.classes is not None, "a set says the classes of its examples"
         self._train(state, seen.images, seen.classes)
         network = self._filled(state).requires_grad_(False)
         features = _embedded(network, syn.batch(index).images)

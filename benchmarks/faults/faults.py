@@ -108,8 +108,9 @@ def environment() -> dict[str, str]:
 
 def start(command: Sequence[str], folder: Path, **options: Any) -> "subprocess.Popen[str]":
     """A command at work in a folder, which says all that it says to a pipe."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(words(command), cwd=folder, env=environment(), **{**pipes, **options})
+    usual: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    usual |= {"env": environment()}
+    return subprocess.Popen(words(command), cwd=folder, **{**usual, **options})
 
 
 def finish(command: Sequence[str], folder: Path) -> tuple[int, str, float]:
@@ -204,6 +205,15 @@ def wait_for_work(process: "subprocess.Popen[str]", seconds: float) -> bool:
     """Wait until a process has computed so long; False where it has ended before."""
     while process.poll() is None:
         if computed(process.pid) >= seconds:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def wait_for_claim(process: "subprocess.Popen[str]", folder: Path) -> bool:
+    """Wait until a command works in a folder, or below it; False where it has ended before."""
+    while process.poll() is None:
+        if any(folder.rglob(f"*{files.LOCK}")):
             return True
         time.sleep(0.02)
     return False

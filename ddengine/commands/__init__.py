@@ -37,6 +37,7 @@ COMMANDS = {
     "report": "report",
     "merge": "merge",
     "quantise": "quantise",
+    "thin": "thin",
     "import": "bring_in",
     "export": "export",
     "push": "push",
@@ -80,6 +81,8 @@ usage: run.py COMMAND [arguments]
   merge SET... --out FOLDER   sets of some classes each (--data.classes), or of the same, as one
   quantise SET --out FOLDER [flags]
                               a finished set in 2, 3, 4 or 8 bits a value; --bytes for a budget
+  thin SET --bytes N --out FOLDER
+                              a finished set without the images that networks learn worst and first
   import RECIPE --files PATH... [flags]
                               others' experts, networks or distilled sets: a store, or a set
   export SET --format mtt | webdataset | folders | hub --out FOLDER

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from ddengine.data import Data
 from ddengine.evaluation import brought
@@ -39,6 +39,7 @@ def train_one(  # long: most of it is what the arguments are
     labels: Labels | None = None,
     at_once: AtOnce | None = None,
     means: Means | None = None,
+    observe: Callable[[Tensor, Tensor], None] | None = None,
 ) -> nn.Module:
     """A network trained on a set by a protocol, in evaluation mode.
 
@@ -63,6 +64,7 @@ def train_one(  # long: most of it is what the arguments are
         labels: "own", "hard" or "dynamic"; None: those that the protocol gives to a set.
         at_once: of the evaluation whose network this is to be.
         means: what trains; None: our loop.
+        observe: gets the indices (B,) and the logits (B, K) of every update, before it.
     """
     name = ""
     options = {"foreign": True}
@@ -92,6 +94,7 @@ def train_one(  # long: most of it is what the arguments are
         teachers=teachers,
         labels=labels or set_labels(config),
         at_once=at_once,
+        observe=observe,
         **options,
     )
     return trained

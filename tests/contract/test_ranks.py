@@ -90,6 +90,7 @@ def shared() -> dict[str, Recipe]:
         "dsa": small("dsa/fashion_mnist_ipc10_small", networks=networks, classes_at_once=5),
         "dcc": small("dcc/fashion_mnist_ipc10_small", networks=networks),
         "idc": small("idc/fashion_mnist_ipc10_small", networks={"steps": 3, "images": 40}),
+        "frepo": small("frepo/fashion_mnist_ipc1_small", pool={"size": 2, "steps": 3}),
         "dm": replace(dm, objective=replace(dm.objective, networks=trained)),
     }
 

@@ -507,6 +507,7 @@ def test_start_from_given_images(digits):
     assert torch.allclose(syn.pixels(), images, atol=1e-6) and syn.classes.tolist() == [
         c for c in range(10) for _ in range(2)
     ]
+    assert syn.meta["distillation"]["peak_memory_bytes"] > 1e6
     for wrong, words in (
         (images[:10], "shape"),
         (images * 2, r"in \[0, 1\]"),

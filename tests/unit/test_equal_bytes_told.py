@@ -62,6 +62,21 @@ def test_what_was_expected_is_said_with_its_figures(coded, control, wanted, unwa
         assert words not in text
 
 
+def test_the_best_pair_that_nobody_published_is_named():
+    runs = [
+        a_run("plain", a_row("distilled", [0.5, 0.5])),
+        a_run("linba", a_row("distilled", [0.6, 0.6]), a_row("random_coded", [0.4, 0.4])),
+        a_run("speed", a_row("distilled", [0.55, 0.55])),
+        a_run("gaussians", a_row("distilled", [0.7, 0.7])),  # which has published figures
+    ]
+    (said,) = told.crosses(told.points(runs), told.points(runs, ("random_coded",)))
+    assert (
+        "linba under DM does most at ipc1:f32: 60.0 (random images in the same codec 40.0" in said
+    )
+    assert said.endswith("plain images 50.0).")
+    assert told.crosses(told.points(runs[-1:]), []) == []
+
+
 def test_nothing_was_expected_at_other_budgets():
     text = told.text(runs_of([0.7, 0.71, 0.72], [0.5, 0.5, 0.51], budget="ipc10:f32"), of=3)
     assert "+10.0 points." in text and "Expected" not in text
@@ -92,7 +107,10 @@ def test_the_best_codecs_go_on_each_once_and_are_chosen_once(tmp_path):
     means = {"plain": 0.9, "quantised, 2 bits": 0.8, "quantised, 4 bits": 0.7, "siren": 0.6}
     runs = [a_run(form, a_row("distilled", [mean, mean])) for form, mean in means.items()]
     screened = tmp_path / "screening.json"
-    equal_bytes.files.write_json(screened, {"runs": runs})
+    equal_bytes.files.write_json(screened, {"rows": 5, "runs": runs})
+    with pytest.raises(SystemExit, match="has 4 of 5 rows"):
+        equal_bytes.chosen(tmp_path / "final", screened)
+    equal_bytes.files.write_json(screened, {"rows": 4, "runs": runs})
     forms = equal_bytes.chosen(tmp_path / "final", screened)
     assert forms == ["quantised, 2 bits", "siren"]
     screened.unlink()

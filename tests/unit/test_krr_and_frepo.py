@@ -21,6 +21,7 @@ from ddengine.plan import apart, calibrate, jobs
 from ddengine.prepare import prepare
 from ddengine.recipe import InitConfig, OptimConfig, Recipe, TargetConfig
 from ddengine.sets.labels import centred
+from ddengine.system import dist
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.catalogue import find
@@ -209,6 +210,36 @@ def test_networks_are_seen_in_evaluation_mode_and_untouched(data, experts):
     statistics = flatten_buffers(network)
     assert torch.equal(statistics, state["statistics.0"])
     assert statistics[-1] == state["ages"][0]  # batches that the statistics have seen
+
+
+@pytest.mark.parametrize("name", ["krr_st/digits_ipc5_small", "frepo/fashion_mnist_ipc1_small"])
+def test_what_ranks_share_adds_up(name, data, experts, monkeypatch):
+    """A batch of 32 real images on one rank, and on five."""
+    recipe = small(name)
+
+    def gradients(ranks):
+        total = 0.0
+        slopes = {}
+        for rank in range(ranks):
+            monkeypatch.setattr(dist, "num_ranks", lambda: ranks)
+            monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+            monkeypatch.setattr(dist, "from_first", lambda tensors: None)
+            syn, objective = started(recipe, data, experts)
+            assert recipe.objective.share(objective, False) and ranks > 0
+            leaves = {k: v.clone().requires_grad_() for k, v in syn.tensors.items()}
+            state = objective.init(generator(1))
+            for loss in objective.losses(syn.with_tensors(leaves), state, 0, generator(2)):
+                loss.backward()
+                total += loss.item()
+            for key, leaf in leaves.items():
+                if leaf.grad is not None:
+                    slopes[key] = slopes.get(key, 0) + leaf.grad
+        return total, slopes
+
+    (one, slopes), (several, sums) = gradients(1), gradients(5)
+    assert one == pytest.approx(several, rel=1e-5) and slopes.keys() == sums.keys() >= {"images"}
+    for key, slope in slopes.items():
+        assert torch.allclose(slope, sums[key], rtol=1e-4, atol=1e-7), key
 
 
 @pytest.mark.parametrize("name", ["krr_st/digits_ipc5_small", "frepo/fashion_mnist_ipc1_small"])

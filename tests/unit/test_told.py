@@ -7,7 +7,7 @@ import torch
 
 import ddengine
 import synth
-from ddengine.commands.recipes import wants
+from ddengine.commands.recipes import here, wants
 from ddengine.data import Preprocess
 from ddengine.evaluation import comparison
 from ddengine.system.errors import UserError
@@ -51,7 +51,9 @@ def test_what_is_no_images_is_told():
 
 def test_a_recipe_for_ones_own_folder_is_for_a_cpu():
     assert wants(synth.find("own/folder")) == "CPU"
-    assert wants(synth.find("dm/cifar10_ipc1")) == "GPU"
+    assert wants(synth.find("dm/cifar10_ipc1")) == here(synth.find("dm/cifar10_ipc1")) == "GPU"
+    assert here(synth.find("mtt/fashion_mnist_ipc1_small")) == "69.9"  # as its table says
+    assert here(synth.find("ftd/fashion_mnist_ipc1_small")) == "CPU"  # measured with other steps
 
 
 @pytest.mark.parametrize("quick", [False, True])

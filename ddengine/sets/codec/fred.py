@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -29,21 +30,14 @@ class Spectra(WithinBytes):
     paper: among all images of the class).
     """
 
+    WORKS: ClassVar[tuple[str, ...]] = ("shin2023fred",)
+    MAIN: ClassVar[str] = "spectra"
+
     kept: int = 64  # frequencies of an image, the same for all channels
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least("codec.kept", self.kept)
-
-    @property
-    def cites(self) -> tuple[str, ...]:
-        """Works to cite."""
-        return ("shin2023fred",)
-
-    @property
-    def main(self) -> str:
-        """The values of each image."""
-        return "spectra"
 
     def small(self) -> Codec:
         """With few frequencies."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Generator, Tensor
@@ -12,7 +13,7 @@ from ddengine.recipe import require, require_at_least
 from ddengine.sets.codec.packed import in_parts
 from ddengine.sets.codec.protocol import Codec, Loader, Tensors
 from ddengine.sets.codec.values import other_shape
-from ddengine.sets.codec.within_bytes import WithinBytes, decoded_in_parts, learned_from_images
+from ddengine.sets.codec.within_bytes import NearImages, decoded_in_parts
 from ddengine.system.rng import generator
 
 GEOMETRY = 5  # numbers of a Gaussian beside its colour and its opacity
@@ -22,7 +23,7 @@ FIRST_OPACITY = 0.6  # at which neighbours that overlap add up to about one
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gaussians(WithinBytes):
+class Gaussians(NearImages):
     """An image is a sum of coloured Gaussians (GSDD, arXiv 2509.26219).
 
     Stored: "primitives" (S, M, 6 + C) in bfloat16, for each Gaussian the place u, v of its centre
@@ -36,6 +37,9 @@ class Gaussians(WithinBytes):
     log(1 - v^2) is added to the loss.
     """
 
+    WORKS: ClassVar[tuple[str, ...]] = ("jiang2025gsdd",)
+    MAIN: ClassVar[str] = "primitives"
+
     primitives: int = 22  # Gaussians of an image, M; published: 22 at one image per class
     prefilter: bool = True  # widen each by the box of a pixel
     supersampling: bool = True  # four points of each pixel
@@ -48,22 +52,11 @@ class Gaussians(WithinBytes):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least("codec.primitives", self.primitives)
-        require(self.fit_steps >= 0, f"codec.fit_steps is {self.fit_steps}; set 0 or more.")
         require(self.barrier >= 0, f"codec.barrier is {self.barrier:g}; set 0 or more.")
 
-    @property
-    def cites(self) -> tuple[str, ...]:
-        """Works to cite."""
-        return ("jiang2025gsdd",)
-
-    @property
-    def main(self) -> str:
-        """The Gaussians of each image."""
-        return "primitives"
-
-    def small(self) -> Codec:
+    def small(self) -> Self:
         """With few Gaussians, in few steps."""
-        return replace(self, primitives=min(self.primitives, 4), fit_steps=2, items=2)
+        return replace(super().small(), primitives=min(self.primitives, 4))
 
     def shipped_bytes(self, items: int, image_shape: tuple[int, int, int], num_classes: int) -> int:
         """Two bytes a number."""
@@ -87,9 +80,7 @@ class Gaussians(WithinBytes):
         def decode(tensors: dict[str, Tensor], index: Tensor) -> Tensor:
             return rendered(tensors["primitives"].index_select(0, index), shape, 1, self.prefilter)
 
-        made = learned_from_images(
-            images, {"primitives": start}, decode, steps=self.fit_steps, lr=self.fit_lr
-        )
+        made = self.near(images, {"primitives": start}, decode)
         self.project(made, preprocess)
         return made
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -33,6 +34,8 @@ class Hallucinated(WithinBytes):
     They start apart by `spread`, and a second network may keep them apart.
     """
 
+    WORKS: ClassVar[tuple[str, ...]] = ("liu2022haba",)
+
     styles: int = 5  # hallucinators
     spread: float = 0.1  # deviation of kernels, maps and biases from those that change nothing
 
@@ -40,11 +43,6 @@ class Hallucinated(WithinBytes):
         super().__post_init__()
         require_at_least("codec.styles", self.styles)
         require(self.spread >= 0, f"codec.spread is {self.spread:g}; set 0 or more.")
-
-    @property
-    def cites(self) -> tuple[str, ...]:
-        """Works to cite."""
-        return ("liu2022haba",)
 
     @property
     def of_all_classes(self) -> str:

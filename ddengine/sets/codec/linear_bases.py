@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from ddengine.data import Preprocess
 from ddengine.recipe import require_at_least
-from ddengine.sets.codec.protocol import Codec, Loader, Space, Tensors
+from ddengine.sets.codec.protocol import Codec, Loader, Space, Tensors, inseparable
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import exact_matmul
@@ -162,6 +162,16 @@ class LinearBases(Codec):
         coefficients = tensors["coefficients"]
         row = torch.arange(len(coefficients), device=coefficients.device)
         return item_of(row, self.rows, self.items)
+
+    def only(
+        self, tensors: Tensors, items: Tensor, num_classes: int
+    ) -> tuple[Codec, dict[str, Tensor]]:
+        """The rows of these items, where each has one; bases stay."""
+        if self.rows != self.items:
+            raise inseparable(self)
+        num = len(items) // num_classes
+        rows = tensors["coefficients"].index_select(0, items)
+        return replace(self, rows=num, items=num), {**tensors, "coefficients": rows}
 
     def decode(self, tensors: Tensors, index: Tensor) -> Tensor:
         """The images of some rows."""

@@ -131,6 +131,12 @@ class MultiFormation(Codec):
         """S."""
         return len(tensors["images"])
 
+    def only(
+        self, tensors: Tensors, items: Tensor, num_classes: int
+    ) -> tuple[Codec, dict[str, Tensor]]:
+        """These images."""
+        return self, {**tensors, "images": tensors["images"].index_select(0, items)}
+
     def loader(self) -> Loader:
         """All tiles."""
         return tiles_of_images

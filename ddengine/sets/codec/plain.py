@@ -103,6 +103,12 @@ class Identity(Codec):
         """S."""
         return len(tensors["images"])
 
+    def only(
+        self, tensors: Tensors, items: Tensor, num_classes: int
+    ) -> tuple[Codec, dict[str, Tensor]]:
+        """These images."""
+        return self, {**tensors, "images": tensors["images"].index_select(0, items)}
+
     def loader(self) -> Loader:
         """The stored images themselves."""
         return stored_images
@@ -175,6 +181,12 @@ class Pixels(Codec):
     def num_images(self, tensors: Tensors) -> float:
         """S."""
         return len(tensors["images"])
+
+    def only(
+        self, tensors: Tensors, items: Tensor, num_classes: int
+    ) -> tuple[Codec, dict[str, Tensor]]:
+        """These images."""
+        return self, {**tensors, "images": tensors["images"].index_select(0, items)}
 
     def loader(self) -> Loader:
         """Bytes become values in [0, 1]."""

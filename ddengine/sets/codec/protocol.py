@@ -259,6 +259,16 @@ class Codec(Protocol):
             image = self.decode(tensors, first)
         return values / image.numel()
 
+    def only(
+        self, tensors: Tensors, items: Tensor, num_classes: int
+    ) -> "tuple[Codec, dict[str, Tensor]]":
+        """The codec and the tensors of some stored items (n,) alone, in that order.
+
+        There are as many of each class, class by class. Each decodes to what it did before, to the
+        bit. Raises UserError where items do not stand alone.
+        """
+        raise inseparable(self)
+
     def loader(self) -> Loader:
         """The function whose text goes into the shipped `load.py`.
 
@@ -268,3 +278,11 @@ class Codec(Protocol):
         too.
         """
         ...
+
+
+def inseparable(codec: Codec) -> UserError:
+    """What to raise where stored images of a codec do not stand alone."""
+    return UserError(
+        f"Stored images of the codec {type(codec).__name__} cannot be left out one by one; take a "
+        "set in another codec."
+    )

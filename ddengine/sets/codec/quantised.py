@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Generator, Tensor
@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from ddengine.data import Preprocess
 from ddengine.recipe import require, require_at_least, to_dict
 from ddengine.sets.codec.packed import bit_packed, bit_unpacked
-from ddengine.sets.codec.protocol import BYTES_OF_VALUE, Codec, Loader, Tensors
+from ddengine.sets.codec.protocol import BYTES_OF_VALUE, Codec, Loader, Tensors, inseparable
 from ddengine.sets.codec.values import too_large
 from ddengine.sets.codec.within_bytes import WithinBytes
 from ddengine.system.rng import generator, seed_from
@@ -36,6 +36,8 @@ class Quantised(WithinBytes):
     their packed codes, scales and zeros leave room for; compressing makes the file smaller still.
     """
 
+    WORKS: ClassVar[tuple[str, ...]] = ("tran2026ptq",)
+
     bits: Literal[2, 3, 4, 8] = 2  # b
     region: Literal["patch", "channel", "image"] = "patch"  # what has a scale and a zero
     patch: int = 5  # side of a patch, of all channels; those at the right and below are cut
@@ -51,11 +53,6 @@ class Quantised(WithinBytes):
             self.groups is None or self.groups <= MOST_GROUPS,
             f"codec.groups is {self.groups}, and a byte tells {MOST_GROUPS} apart; lower it.",
         )
-
-    @property
-    def cites(self) -> tuple[str, ...]:
-        """Works to cite."""
-        return ("tran2026ptq",)
 
     @property
     def items_are_apart(self) -> bool:
@@ -134,6 +131,27 @@ class Quantised(WithinBytes):
         stored = torch.frombuffer(bytearray(stream), dtype=torch.uint8).to(images.device)
         shipped |= {"codes": stored, "scales": scales, "zeros": zeros}
         return replace(self, packing=packing, shape=tuple(images.shape[1:])), shipped
+
+    @property
+    def by_item(self) -> tuple[str, ...]:
+        """Images and their groups; scales and zeros where these are not of groups."""
+        if self.groups is None:
+            return ("images", "scales", "zeros")
+        return ("images", "groups")
+
+    def only(
+        self, tensors: Tensors, items: Tensor, num_classes: int
+    ) -> tuple[Self, dict[str, Tensor]]:
+        """These images; codes that are shipped are packed anew. Refuses groups while learning."""
+        if self.groups is not None and "images" in tensors:
+            raise inseparable(self)  # scales of a group follow from all its images
+        codec, left = super().only(tensors, items, num_classes)
+        if "images" in tensors:
+            return codec, left
+        codes = unpacked(tensors["codes"], to_dict(self), len(regions_of(tensors)))
+        packing, stream = smallest(codes[items].cpu(), self.bits)
+        left["codes"] = torch.frombuffer(bytearray(stream), dtype=torch.uint8).to(codes.device)
+        return replace(codec, packing=packing), left
 
     def dims(self, tensors: Tensors) -> Mapping[str, int]:
         """The images, or what is shipped of them."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Generator, Tensor
@@ -134,6 +134,22 @@ class Reduced(WithinBytes):
         numbers = nearest(images, in_bytes(palettes)).flatten()
         stream = bit_packed(numbers, self.bits)
         return self, shipped | {"numbers": stream, "palettes": palettes}
+
+    @property
+    def by_item(self) -> tuple[str, ...]:
+        """Images and palettes."""
+        return ("images", "palettes")
+
+    def only(
+        self, tensors: Tensors, items: Tensor, num_classes: int
+    ) -> tuple[Self, dict[str, Tensor]]:
+        """These images; of what is shipped the numbers of their colours are packed anew."""
+        codec, left = super().only(tensors, items, num_classes)
+        if "numbers" in left:
+            num, pixels = len(tensors["palettes"]), math.prod(self.small_size(self.image_shape))
+            numbers = bit_unpacked(tensors["numbers"], self.bits, num * pixels).view(num, pixels)
+            left["numbers"] = bit_packed(numbers[items].flatten(), self.bits)
+        return codec, left
 
     def dims(self, tensors: Tensors) -> Mapping[str, int]:
         """Images, or palettes and the numbers of their colours; taps, where they are learned."""

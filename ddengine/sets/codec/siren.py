@@ -4,23 +4,24 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Generator, Tensor
 
 from ddengine.data import Preprocess
-from ddengine.recipe import require, require_at_least
+from ddengine.recipe import require_at_least
 from ddengine.sets.codec.packed import in_parts
-from ddengine.sets.codec.protocol import Codec, Loader, Tensors
+from ddengine.sets.codec.protocol import Loader, Tensors
 from ddengine.sets.codec.values import other_shape
-from ddengine.sets.codec.within_bytes import WithinBytes, decoded_in_parts, learned_from_images
+from ddengine.sets.codec.within_bytes import NearImages, decoded_in_parts
 from ddengine.system.rng import generator
 
 BYTES = 4  # of a float32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Siren(WithinBytes):
+class Siren(NearImages):
     """An image is a small network from places to values (DDiF, ICLR 2025; SIREN).
 
     Stored: "fields" (S, P) in float32, for each image the weights and biases of its layers. A layer
@@ -28,6 +29,9 @@ class Siren(WithinBytes):
     images of unequal sides lie in the same square; the released program lets the longer side leave
     it, by dividing both by the height.
     """
+
+    WORKS: ClassVar[tuple[str, ...]] = ("shin2025ddif",)
+    MAIN: ClassVar[str] = "fields"
 
     width: int = 6  # numbers between layers; published for CIFAR-10: 6, 6 and 20
     layers: int = 2  # with a sine
@@ -42,21 +46,10 @@ class Siren(WithinBytes):
         super().__post_init__()
         require_at_least("codec.width", self.width)
         require_at_least("codec.layers", self.layers)
-        require(self.fit_steps >= 0, f"codec.fit_steps is {self.fit_steps}; set 0 or more.")
 
-    @property
-    def cites(self) -> tuple[str, ...]:
-        """Works to cite."""
-        return ("shin2025ddif",)
-
-    @property
-    def main(self) -> str:
-        """The fields."""
-        return "fields"
-
-    def small(self) -> Codec:
+    def small(self) -> Self:
         """With narrow fields, in few steps."""
-        return replace(self, width=min(self.width, 3), fit_steps=2, items=2)
+        return replace(super().small(), width=min(self.width, 3))
 
     def shipped_bytes(self, items: int, image_shape: tuple[int, int, int], num_classes: int) -> int:
         """Four bytes a weight."""
@@ -79,9 +72,7 @@ class Siren(WithinBytes):
             fields = tensors["fields"].index_select(0, index)
             return field_images(fields, shape, shapes, self.w0_first, self.w0)
 
-        return learned_from_images(
-            images, {"fields": start}, decode, steps=self.fit_steps, lr=self.fit_lr
-        )
+        return self.near(images, {"fields": start}, decode)
 
     def parameters(self, tensors: Tensors) -> dict[str, tuple[str, ...]]:
         """The fields."""

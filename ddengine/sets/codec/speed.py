@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Generator, Tensor
@@ -12,7 +13,7 @@ from ddengine.recipe import require, require_at_least
 from ddengine.sets.codec.packed import in_parts
 from ddengine.sets.codec.protocol import Codec, Loader, Tensors
 from ddengine.sets.codec.values import other_shape
-from ddengine.sets.codec.within_bytes import WithinBytes, decoded_in_parts, learned_from_images
+from ddengine.sets.codec.within_bytes import NearImages, decoded_in_parts
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 
@@ -22,7 +23,7 @@ MOST_PLACES = 2**15  # that a place tells apart
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseTokens(WithinBytes):
+class SparseTokens(NearImages):
     """An image is sparse combinations of shared tokens, decoded patch by patch (SPEED).
 
     Wei et al., NeurIPS 2023. Stored: "tokens" (K, D); "coefficients" (S, heads, patches, K);
@@ -36,6 +37,9 @@ class SparseTokens(WithinBytes):
     all numbers in float16. So the set that is evaluated is sparse, and the one that is learned not,
     as published.
     """
+
+    WORKS: ClassVar[tuple[str, ...]] = ("wei2023speed",)
+    MAIN: ClassVar[str] = "coefficients"  # of each image, before they are shipped
 
     tokens: int = 16  # K; published for CIFAR-10: 16, 64 and 64
     dim: int = 32  # D; published: 32, 96 and 192
@@ -53,7 +57,6 @@ class SparseTokens(WithinBytes):
         super().__post_init__()
         for name in ("tokens", "dim", "blocks", "heads", "patch", "kept"):
             require_at_least(f"codec.{name}", self.sizes[name])
-        require(self.fit_steps >= 0, f"codec.fit_steps is {self.fit_steps}; set 0 or more.")
         require(
             self.dim % self.heads == 0,
             f"codec.heads {self.heads} do not share codec.dim {self.dim} evenly; set a divisor.",
@@ -72,18 +75,13 @@ class SparseTokens(WithinBytes):
         }
 
     @property
-    def cites(self) -> tuple[str, ...]:
-        """Works to cite."""
-        return ("wei2023speed",)
-
-    @property
     def of_all_classes(self) -> str:
         """Tokens and network."""
         return "tokens"
 
-    def small(self) -> Codec:
+    def small(self) -> Self:
         """With few short tokens, in few steps."""
-        return replace(self, tokens=4, dim=4, blocks=1, heads=2, kept=4, fit_steps=2, items=2)
+        return replace(super().small(), tokens=4, dim=4, blocks=1, heads=2, kept=4)
 
     def num_patches(self, image_shape: tuple[int, ...]) -> int:
         """Patches of an image."""
@@ -141,13 +139,8 @@ class SparseTokens(WithinBytes):
             chosen = tensors["coefficients"].index_select(0, index)
             return self._images(tensors, chosen, shape)
 
-        return learned_from_images(
-            images,
-            {name: tensor.to(images) for name, tensor in start.items()},
-            decode,
-            steps=self.fit_steps,
-            lr=self.fit_lr,
-        )
+        start = {name: tensor.to(images) for name, tensor in start.items()}
+        return self.near(images, start, decode)
 
     def parameters(self, tensors: Tensors) -> dict[str, tuple[str, ...]]:
         """Tokens, network and coefficients; of what is shipped those that are left."""
@@ -155,9 +148,9 @@ class SparseTokens(WithinBytes):
         return {"tokens": ("tokens",), "network": ("network",), "coefficients": (name,)}
 
     @property
-    def main(self) -> str:
-        """Those of each image, before they are shipped."""
-        return "coefficients"
+    def by_item(self) -> tuple[str, ...]:
+        """Those of each image, and of what is shipped their places too."""
+        return ("coefficients", "largest", "places")
 
     def source(self, tensors: Tensors) -> Tensor:
         """0..S-1."""

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Self, TypeVar
+from typing import ClassVar, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ddengine.recipe import Recipe, require_at_least
+from ddengine.recipe import Recipe, require, require_at_least
 from ddengine.sets.codec.packed import in_parts
 from ddengine.sets.codec.protocol import BYTES_OF_VALUE, Codec, Space, Tensors, Unit
 from ddengine.system import log
@@ -28,12 +28,20 @@ class WithinBytes(Codec):
     networks see, and examples are items, unless it says otherwise.
     """
 
+    WORKS: ClassVar[tuple[str, ...]] = ()  # to cite
+    MAIN: ClassVar[str] = "images"  # the tensor that has a row for each item
+
     budget: Literal["f32", "u8"] = "f32"  # bytes of a value in the images that `ipc` counts
     items: int | None = None  # images per class; None: as many as the budget holds
     shape: tuple[int, ...] | None = None  # of an image, (C, H, W); None: that of the data
 
     def __post_init__(self) -> None:
         require_at_least("codec.items", self.items)
+
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Works to cite."""
+        return self.WORKS
 
     @property
     def space(self) -> Space:
@@ -66,11 +74,21 @@ class WithinBytes(Codec):
         return value
 
     @property
-    def main(self) -> str:
-        """The name of the tensor that has a row for each item."""
-        return "images"
+    def by_item(self) -> tuple[str, ...]:
+        """The names of tensors that have a row for each item, where they are there."""
+        return (self.MAIN,)
 
-    def small(self) -> Codec:
+    def only(
+        self, tensors: Tensors, items: Tensor, num_classes: int
+    ) -> tuple[Self, dict[str, Tensor]]:
+        """The rows of these items; what all share stays."""
+        left = dict(tensors)
+        for name in self.by_item:
+            if name in left:
+                left[name] = left[name].index_select(0, items)
+        return replace(self, items=len(items) // num_classes), left
+
+    def small(self) -> Self:
         """With two images a class."""
         return replace(self, items=2)
 
@@ -103,7 +121,7 @@ class WithinBytes(Codec):
 
     def source(self, tensors: Tensors) -> Tensor:
         """0..S-1."""
-        rows = tensors[self.main]
+        rows = tensors[self.MAIN]
         return torch.arange(len(rows), device=rows.device)
 
     def num_images(self, tensors: Tensors) -> float:
@@ -111,6 +129,33 @@ class WithinBytes(Codec):
         num_classes = int(self.source(tensors).max() + 1) // self.held
         size = self.shipped_bytes(self.held, self.image_shape, num_classes)
         return size / math.prod(self.image_shape) / BYTES_OF_VALUE[self.budget]
+
+
+class NearImages(WithinBytes):
+    """A codec that comes near to the images that it starts from by steps of Adam.
+
+    It has the two fields below, each where its other fields have it.
+    """
+
+    fit_steps: int
+    fit_lr: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.fit_steps >= 0, f"codec.fit_steps is {self.fit_steps}; set 0 or more.")
+
+    def small(self) -> Self:
+        """With two images a class, in few steps."""
+        return replace(super().small(), fit_steps=2)
+
+    def near(
+        self,
+        images: Tensor,
+        start: dict[str, Tensor],
+        decode: Callable[[dict[str, Tensor], Tensor], Tensor],
+    ) -> dict[str, Tensor]:
+        """The tensors after these steps, as `learned_from_images` says them."""
+        return learned_from_images(images, start, decode, steps=self.fit_steps, lr=self.fit_lr)
 
 
 def fitted(recipe: Recipe, image_shape: ImageShape, num_classes: int) -> tuple[Codec, int]:
