@@ -214,6 +214,7 @@ def of_experts(pipe: Any, number: int, name: str, images: int, epochs: int) -> N
 def of_ranks(ranks: int, steps: int) -> dict[str, float]:
     """Seconds of a step of DM with two draws, shared by so many ranks of one thread each."""
     words = ["distill", "dm/fashion_mnist_ipc1_small", "--data.name", "digits", "--model", MODEL]
+    words += ["--data.limit", "None"]
     words += ["--outer.draws", str(max(RANKS) // ranks), "--outer.steps", str(steps)]
     words += ["--outer.evaluate_every", "0", "--outer.picture_every", "0", "--ipc", "10"]
     launcher = [sys.executable]

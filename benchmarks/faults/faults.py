@@ -210,6 +210,15 @@ def wait_for_work(process: "subprocess.Popen[str]", seconds: float) -> bool:
     return False
 
 
+def wait_for_claim(process: "subprocess.Popen[str]", folder: Path) -> bool:
+    """Wait until a command works in a folder, or below it; False where it has ended before."""
+    while process.poll() is None:
+        if any(folder.rglob(f"*{files.LOCK}")):
+            return True
+        time.sleep(0.02)
+    return False
+
+
 def write(name: str, settings: dict[str, Any], rows: Sequence[Row]) -> Path:
     """benchmarks/results/faults_NAME.json, with machine, versions and commit."""
     RESULTS.mkdir(exist_ok=True)

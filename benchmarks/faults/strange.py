@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -35,7 +36,9 @@ from ddengine.pages import figures
 from ddengine.system import digests, files
 
 SECONDS = 10  # of computation that a reader may take
-WALL_SECONDS = 120  # that it may take in all, on a machine that does other things
+WAITING = 60  # seconds in which a reader that computes less than STILL waits for something
+STILL = 0.01  # seconds; a busy machine gives more
+ENDLESS = 1800  # seconds of waiting that no signal ends, such as Rust's for a pipe
 MODEL = "convnet-d1-w4-in"
 DIGITS = ("--data.name", "digits", "--data.limit", "200", "--model", MODEL)
 SMALL = (
@@ -272,17 +275,25 @@ def kind_of(error: BaseException) -> str:
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Within the block so many seconds of computation and of waiting raise Hung."""
+    """Within the block so many seconds of computation, or of nothing but waiting, raise Hung."""
+    computed = [time.process_time()]
 
     def hung(*_: Any) -> None:
         raise Hung
 
+    def look(*_: Any) -> None:
+        computed.append(time.process_time())
+        if computed[-1] - computed[-2] < STILL:
+            raise Hung
+
     timers = {signal.SIGPROF: signal.ITIMER_PROF, signal.SIGALRM: signal.ITIMER_REAL}
-    # of waiting that no signal ends, such as Rust's for a pipe: the program says where, and ends
-    faulthandler.dump_traceback_later(2 * WALL_SECONDS, exit=True, file=sys.__stderr__)
-    before = {number: signal.signal(number, hung) for number in timers}
+    # the program says where it waits, and ends
+    faulthandler.dump_traceback_later(ENDLESS, exit=True, file=sys.__stderr__)
+    before = {number: signal.getsignal(number) for number in timers}
+    signal.signal(signal.SIGPROF, hung)
+    signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, WAITING, WAITING)
     try:
         yield
     finally:

@@ -4,7 +4,9 @@ And how a vector is pulled back through it. A faster way to compute either takes
 `ByAutograd` and changes nothing else.
 """
 
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,6 +17,8 @@ LossFn = Callable[..., Tensor]  # (theta (P,), *batch) -> a scalar
 GradientFn = Callable[..., Tensor]  # (theta (P,), *batch) -> its gradient in theta (P,)
 Slopes = tuple[Tensor, ...]  # gradients in theta, or in tensors of a batch
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
+# a library of compiled code that cannot be loaded, in an error of the compiler
+LIBRARY = re.compile(r"ImportError: (\S+\.so):")
 
 
 def eager_gradient(loss: LossFn) -> GradientFn:
@@ -141,8 +145,31 @@ class ByAutograd(InnerGradient):
 
 
 def by_inductor(graph: Callable[..., Any]) -> Callable[..., Any]:
-    """A graph of plain operations on tensors of given shapes, compiled."""
-    return torch.compile(graph, fullgraph=True, dynamic=False)
+    """A graph of plain operations on tensors of given shapes, compiled.
+
+    Compiled code that lies on the disk is taken, and compiled again where a kill has cut it.
+    """
+    function = torch.compile(graph, fullgraph=True, dynamic=False)
+
+    def compiled(*tensors: Tensor) -> Any:
+        try:
+            return function(*tensors)
+        except RuntimeError as error:
+            if not _removed(error):
+                raise
+        torch._dynamo.reset()
+        return function(*tensors)
+
+    return compiled
+
+
+def _removed(error: RuntimeError) -> bool:
+    """Whether an error of the compiler is of a library that cannot be loaded, which is removed."""
+    cut = LIBRARY.search(str(error))
+    if cut is None or not Path(cut[1]).is_file():
+        return False
+    Path(cut[1]).unlink()
+    return True
 
 
 class Compiled(InnerGradient):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ddengine.models.pooling import AveragePool
 from ddengine.system.runtime import check_memory
 
 
@@ -30,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky": lambda: nn.LeakyReLU(0.01),
 }
 POOLS: dict[str, Callable[[], nn.Module | None]] = {
-    "ap": lambda: nn.AvgPool2d(2, 2),
+    "ap": AveragePool,
     "mp": lambda: nn.MaxPool2d(2, 2),
     "np": lambda: None,
 }

@@ -166,6 +166,28 @@ def test_bfloat16_compiled_is_as_near_to_the_exact_gradient_as_eager(compiler):
     assert 1e-6 < compiled < 2 * eager < 0.5
 
 
+@pytest.mark.parametrize("told, mended", [("ImportError: {}: file too short", True), ("{}", False)])
+def test_compiled_code_that_a_kill_has_cut_is_compiled_again(tmp_path, monkeypatch, told, mended):
+    library = tmp_path / "code.main.so"
+    library.touch()
+
+    def compile_once(graph, **how):
+        def function(*tensors):
+            if library.exists():
+                raise RuntimeError(told.format(library))
+            return graph(*tensors)
+
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_once)
+    if mended:
+        assert by_inductor(torch.add)(torch.ones(1), torch.ones(1)) == 2
+    else:
+        with pytest.raises(RuntimeError):
+            by_inductor(torch.add)(torch.ones(1), torch.ones(1))
+    assert library.exists() is not mended
+
+
 @pytest.mark.slow
 def test_compiled_equals_eager_with_inductor():
     """Through the compiler that --compile uses, with every update."""

@@ -8,6 +8,7 @@ from matching import close
 from torch import nn
 
 from ddengine.models import EXAMPLES, build_model
+from ddengine.models.pooling import AveragePool
 from ddengine.system.compat import torchvision
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -139,7 +140,7 @@ def test_convnet_activation(option, kind):
 
 @pytest.mark.parametrize(
     ("option", "kind", "width"),
-    [("ap", nn.AvgPool2d, 8 * 64), ("mp", nn.MaxPool2d, 8 * 64), ("np", None, 8 * 1024)],
+    [("ap", AveragePool, 8 * 64), ("mp", nn.MaxPool2d, 8 * 64), ("np", None, 8 * 1024)],
 )
 def test_convnet_pooling(option, kind, width):
     model = new(f"convnet-d2-w8-{option}")
@@ -168,7 +169,7 @@ def test_convnet_defaults_and_order_of_options():
 def test_convnet_block_order():
     """Convolution with bias, norm, activation, pooling."""
     block = list(new("convnet-d1-w8").features)
-    assert [type(m) for m in block] == [nn.Conv2d, nn.GroupNorm, nn.ReLU, nn.AvgPool2d]
+    assert [type(m) for m in block] == [nn.Conv2d, nn.GroupNorm, nn.ReLU, AveragePool]
     assert (
         block[0].bias is not None and block[0].stride == (1, 1) and block[0].kernel_size == (3, 3)
     )

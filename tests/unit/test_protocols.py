@@ -158,6 +158,22 @@ def test_a_plain_set_and_one_of_equal_steps_have_no_such_rows(data):
     assert list(rows_of(tiled(data, factor=1), data)) == ["distilled", "random"]
 
 
+def test_random_images_are_coded_once_a_draw(data, monkeypatch):
+    """Not again at each learning rate, because a codec may be fitted to them for minutes."""
+    num_images = []
+    pack = MultiFormation.pack
+
+    def counted(self, images, *rest):
+        num_images.append(len(images))
+        return pack(self, images, *rest)
+
+    syn = tiled(data)
+    monkeypatch.setattr(MultiFormation, "pack", counted)
+    config = replace(SHORT, baselines=(), lr_grid=(0.01, 0.03, 0.1), num_networks=3)
+    rows_of(syn, data, config)
+    assert num_images == [80, 80, 80]
+
+
 def test_random_tiles_are_what_the_codec_makes_of_random_images(data):
     """The networks of the row are those trained on random images that were packed by hand, each on
     its own draw.

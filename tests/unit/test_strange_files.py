@@ -43,7 +43,7 @@ sys.path.append(str(ROOT / "benchmarks" / "faults"))
 
 import strange  # noqa: E402
 import used  # noqa: E402
-from strange import OfHeader, OfJson, OfKind, OfTensors, OfText, Trial  # noqa: E402
+from strange import OfHeader, OfJson, OfKind, OfPickle, OfTensors, OfText, Trial  # noqa: E402
 
 OF_RUNS = [name for name in contents.KINDS if name not in contents_of_uses.KINDS]
 ROUNDS = {"rounds": 90_000, "points": 5, "repeats": 2}
@@ -67,6 +67,15 @@ ONCE = [
     Trial("store/expert_0001.safetensors", OfKind("pipe"), "distill"),
     Trial("store/expert_0001.safetensors", OfHeader(0.5, "put", [2**62, 2**62]), "export"),
 ]
+# files of uses and of other programs, one of each kind of reader
+OF_USES = [
+    Trial("pruned/prune.json", OfJson(0.5, "remove", None), "again"),
+    Trial("bought/labels.json", OfText(0.5, "1e400"), "report"),
+    Trial("learned/continual.json", OfJson(0.02, "put", []), "again"),
+    Trial("run/transfer.json", OfKind("pipe"), "inspect"),
+    Trial("foreign/data_best.pt", OfPickle(0.3, "sparse", None), "import"),
+    Trial("foreign/buffers/replay_buffer_0.pt", OfPickle(0.5, "complex", None), "import"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +87,7 @@ def sound():
         yield Path(name) / "sound"
 
 
-@pytest.mark.parametrize("trial", ONCE, ids=lambda trial: f"{trial.file}-{trial.reader}")
+@pytest.mark.parametrize("trial", ONCE + OF_USES, ids=lambda trial: f"{trial.file}-{trial.reader}")
 def test_what_once_failed(sound, tmp_path, trial):
     """A sentence, or what was asked for."""
     assert strange.tried(trial, sound, tmp_path / "place") in ("done", "said")
