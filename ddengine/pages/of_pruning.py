@@ -1,6 +1,6 @@
 """The picture and the table of prune.json, and the notes below them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ddengine.types import Facts
 from ddengine.uses.pruning.config import ALL, RANDOM
 
 COLOURS = ("#9a9a9a", "#d9a441", "#b5533c", "#1b6ca8", "#4b8b5a", "#6b4c9a")
+STYLES = ("-", "--", ":")
 
 
 def table(result: Facts) -> Table:
@@ -162,33 +163,41 @@ def difference(one: Facts) -> str:
 
 
 def plot(path: Path, result: Facts) -> None:
-    """Draw a PNG: accuracy against the fraction for each share, and the best share against it."""
+    """Draw a PNG: accuracy against the fraction for each share, and the best share against it.
+
+    Of random images; where none were kept at random, accuracy alone, of each selection.
+    """
+    found = result["findings"]["alphas"]
     figure = new_figure((9.6, 4.0))
-    left, right = figure.subplots(1, 2)
-    _draw_accuracies(left, result)
-    _draw_best(right, result)
-    for axis in (left, right):
-        axis.set_xscale("log")
-        axis.set_xlabel("fraction of the images kept, at random")
+    axes: Any = figure.subplots(1, 2 if found else 1, squeeze=False)[0]
+    lines = _by_alpha(result) if found else _by_selection(result)
+    _draw_accuracies(axes[0], lines, result["config"]["repeats"])
+    if found:
+        _draw_best(axes[1], found)
+    for axis in axes:
+        if lines:  # an empty axis has no logarithms
+            axis.set_xscale("log")
+        axis.set_xlabel(f"fraction of the images kept{', at random' if found else ''}")
         axis.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)
 
 
-def _draw_accuracies(axis: Any, result: Facts) -> None:
-    """A line for each share of distillation, with 95 % intervals."""
-    for number, (alpha, rows) in enumerate(_by_alpha(result).items()):
+def _draw_accuracies(axis: Any, lines: Mapping[str, Sequence[Facts]], repeats: int) -> None:
+    """A line for each list of rows, under its name, with 95 % intervals."""
+    for number, (name, rows) in enumerate(lines.items()):
         axis.errorbar(
             _column(rows, "fraction"),
             100 * _column(rows, "accuracy_mean"),
             error_bars(rows),
-            label="classes alone" if alpha == 0 else f"share {alpha:g}",
+            label=name,
             color=COLOURS[number % len(COLOURS)],
+            linestyle=STYLES[number // len(COLOURS) % len(STYLES)],
             marker="o",
             capsize=3,
         )
-    repeats = result["config"]["repeats"]
     axis.set_ylabel(f"test accuracy, %, {repeats} networks, 95 % intervals", fontsize=9)
-    axis.legend(frameon=False, fontsize=9, title="distillation", title_fontsize=9)
+    if lines:
+        axis.legend(frameon=False, fontsize=9)
 
 
 def _column(rows: Sequence[Facts], name: str) -> np.ndarray:
@@ -196,21 +205,42 @@ def _column(rows: Sequence[Facts], name: str) -> np.ndarray:
     return np.array([row[name] for row in rows], float)
 
 
-def _by_alpha(result: Facts) -> dict[float, list[Facts]]:
+def _by_alpha(result: Facts) -> dict[str, list[Facts]]:
     """The rows of random images and of all, by share, the smallest fraction first."""
-    first = result["teachers"][0]["teacher"]
     by_alpha: dict[float, list[Facts]] = {}
-    for row in sorted(result["rows"], key=lambda row: row["fraction"]):
-        is_plain = row["selection"] in (RANDOM, ALL) and row["loss"] in ("ce", "kd")
-        of_first = row["teacher"] in (None, first)
-        if is_plain and of_first and row["accuracy_mean"] is not None:
+    for row in _of_first_teacher(result):
+        if row["selection"] in (RANDOM, ALL):
             by_alpha.setdefault(row["alpha"], []).append(row)
-    return dict(sorted(by_alpha.items()))
+    named = {}
+    for alpha, rows in sorted(by_alpha.items()):
+        named["classes alone" if alpha == 0 else f"share of distillation {alpha:g}"] = rows
+    return named
 
 
-def _draw_best(axis: Any, result: Facts) -> None:
+def _by_selection(result: Facts) -> dict[str, list[Facts]]:
+    """The rows of each selection and share, the smallest fraction first."""
+    lines: dict[str, list[Facts]] = {}
+    for row in _of_first_teacher(result):
+        lines.setdefault(f"{row['selection']}, {student(row)}", []).append(row)
+    return dict(sorted(lines.items()))
+
+
+def _of_first_teacher(result: Facts) -> list[Facts]:
+    """Rows of classes and of plain distillation by the first teacher, by fraction.
+
+    Without those that diverged.
+    """
+    first = result["teachers"][0]["teacher"]
+    chosen = []
+    for row in sorted(result["rows"], key=lambda row: row["fraction"]):
+        of_first = row["loss"] in ("ce", "kd") and row["teacher"] in (None, first)
+        if of_first and row["accuracy_mean"] is not None:
+            chosen.append(row)
+    return chosen
+
+
+def _draw_best(axis: Any, found: Sequence[Facts]) -> None:
     """The best share at each fraction; fainter, those that are not told apart from it."""
-    found = result["findings"]["alphas"]
     for one in found:
         level = one["level"]
         axis.plot([one["fraction"]] * len(level), level, "o", color=COLOURS[0], markersize=5)

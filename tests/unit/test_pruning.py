@@ -416,6 +416,31 @@ def test_claims_say_what_the_figures_are():
     assert "teacher small less the first one" in said[4] and "+10.7 points" in said[4]
 
 
+DIVERGED = a_row("hard", 0.1, 0.0, [0.5]) | {"accuracies": [None], "accuracy_mean": None}
+
+
+@pytest.mark.parametrize(
+    "rows", [ROWS, [row for row in ROWS if row["selection"] == "hard"], [DIVERGED]]
+)
+def test_there_is_a_picture_whatever_was_kept(rows, tmp_path, monkeypatch):
+    """At random, by a rule alone, and where every network diverged."""
+    drawn = []
+    monkeypatch.setattr(of_pruning, "save_figure", lambda figure, path: drawn.append(figure))
+    config = {"repeats": 3}
+    teachers = [{"teacher": "big", "accuracy": 0.9}]
+    found = findings(rows, ["big", "small"])
+    result = {"rows": rows, "findings": found, "teachers": teachers, "config": config}
+    of_pruning.plot(tmp_path / "prune.png", result)
+    (figure,) = drawn
+    figure.savefig(tmp_path / "prune.png")
+    _, names = figure.axes[0].get_legend_handles_labels()
+    wanted = {
+        "random": {"classes alone", "share of distillation 0.9", "share of distillation 1"},
+        "hard": {"hard, ce", "hard, kd 0.9"},
+    }
+    assert set(names) == (set() if rows == [DIVERGED] else wanted[rows[0]["selection"]])
+
+
 def test_the_table_says_every_row(outcome):
     made, _, _ = outcome
     console = Console(width=120, record=True, file=open("/dev/null", "w"))
