@@ -25,8 +25,9 @@ from ddengine.artefact.exchange import all_are, described, is_plain, save_pt, sh
 from ddengine.artefact.export import Format
 from ddengine.artefact.tars import PER_SHARD
 from ddengine.data import Data
-from ddengine.recipe import BufferConfig, DataConfig, digest
+from ddengine.recipe import BufferConfig, DataConfig
 from ddengine.system import claims, files, log
+from ddengine.system.configs import digest
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import check_memory
 

@@ -29,10 +29,11 @@ from ddengine.data.subset import class_subset
 from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
 from ddengine.prepare import buffer_models, check_networks
-from ddengine.recipe import Recipe, digest, to_dict
+from ddengine.recipe import Recipe
 from ddengine.sets.codec import MultiFormation
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import claims, files, log, runtime
+from ddengine.system.configs import digest, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 

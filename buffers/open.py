@@ -20,8 +20,9 @@ from ddengine.experts import ExpertSource, OwnTraining, TeacherSource
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, is_family
 from ddengine.prepare import buffer_models
-from ddengine.recipe import BufferConfig, DataConfig, Recipe, digest
+from ddengine.recipe import BufferConfig, DataConfig, Recipe
 from ddengine.system import log
+from ddengine.system.configs import digest
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 

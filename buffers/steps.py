@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ddengine.models.norms import norms_with_statistics
-from ddengine.recipe import LATE, require
+from ddengine.recipe import require
+from ddengine.system.configs import LATE
 from ddengine.types import ExpertStep
 
 # (augmented images, labels, the images before augmentation, epoch) -> loss before the step; of

@@ -29,8 +29,9 @@ from ddengine.data import Preprocess
 from ddengine.data.stored import read_preprocess
 from ddengine.experts import OwnTraining, StoredExperts
 from ddengine.learning.flat import unflatten_into
-from ddengine.recipe import BufferConfig, DataConfig, Recipe, digest, to_dict
+from ddengine.recipe import BufferConfig, DataConfig, Recipe
 from ddengine.system import claims, files, log
+from ddengine.system.configs import digest, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.parsing import check_regular
 

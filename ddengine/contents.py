@@ -21,9 +21,9 @@ from ddengine.recipe import (
     Published,
     StudentTraining,
     TargetConfig,
-    from_dict,
 )
 from ddengine.system import files, typed
+from ddengine.system.configs import from_dict
 from ddengine.system.errors import UserError
 from ddengine.system.parsing import content_of, parsed
 from ddengine.system.runtime import Precision

@@ -30,9 +30,10 @@ from ddengine.learning import augment
 from ddengine.learning.flat import FlatModel
 from ddengine.learning.losses import task_loss
 from ddengine.objective import Env, Objective, ObjectiveConfig, network_bytes
-from ddengine.recipe import LATE, AugmentConfig, require
+from ddengine.recipe import AugmentConfig, require
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, log
+from ddengine.system.configs import LATE
 from ddengine.system.errors import UserError
 from synth.classes import (
     check_batches,

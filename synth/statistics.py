@@ -38,8 +38,9 @@ from ddengine.learning.memory import step_bytes
 from ddengine.learning.teachers import load_all
 from ddengine.models.norms import norms_with_statistics
 from ddengine.objective import VECTORS, Env, Group, Objective, ObjectiveConfig
-from ddengine.recipe import LATE, AugmentConfig, OuterConfig, require, require_at_least
+from ddengine.recipe import AugmentConfig, OuterConfig, require, require_at_least
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.configs import LATE
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import autocast
 from ddengine.types import Facts, Json

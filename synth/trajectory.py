@@ -40,8 +40,9 @@ from ddengine.learning.teachers import predict
 from ddengine.learning.unroll import BatchFn, unroll
 from ddengine.learning.updates import HeavyBall, Sgd, Update
 from ddengine.objective import Env, Objective, ObjectiveConfig, network_bytes
-from ddengine.recipe import LATE, AugmentConfig, require, require_at_least
+from ddengine.recipe import AugmentConfig, require, require_at_least
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.configs import LATE
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.types import AutoBackprop, Facts, Json

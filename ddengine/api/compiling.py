@@ -20,9 +20,10 @@ from ddengine.data import Data
 from ddengine.objective import Objective
 from ddengine.plan.apart import timed
 from ddengine.prepare import compiled
-from ddengine.recipe import Recipe, digest, resolved
+from ddengine.recipe import Recipe, resolved
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, files, log, runtime
+from ddengine.system.configs import digest
 from ddengine.system.runtime import Precision
 from ddengine.types import Compile, Experts, Json
 

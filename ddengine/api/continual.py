@@ -16,9 +16,10 @@ from ddengine.artefact import runs
 from ddengine.data import Data
 from ddengine.pages import of_continual
 from ddengine.prepare import check_networks, reads_experts
-from ddengine.recipe import Recipe, to_dict
+from ddengine.recipe import Recipe
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import log, runtime
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 from ddengine.uses import continual as learning

@@ -37,9 +37,10 @@ from ddengine.objective import Objective
 from ddengine.pages import figures, overview, writing
 from ddengine.plan import bounds, jobs
 from ddengine.prepare import check_networks, prepare, reads_experts, shipped
-from ddengine.recipe import Recipe, as_students, digest, for_networks, to_dict
+from ddengine.recipe import Recipe, as_students, for_networks
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import claims, dist, files, log, runtime
+from ddengine.system.configs import digest, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 from ddengine.types import Compile, Experts

@@ -22,8 +22,9 @@ from ddengine.plan import estimate as plan
 from ddengine.plan.bounds import free_disk
 from ddengine.plan.jobs import Job
 from ddengine.prepare import check_networks, reads_experts
-from ddengine.recipe import EvalConfig, Recipe, digest, resolved
+from ddengine.recipe import EvalConfig, Recipe, resolved
 from ddengine.system import log, runtime
+from ddengine.system.configs import digest
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision, available_memory
 from ddengine.system.shared import Shared

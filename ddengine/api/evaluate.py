@@ -33,18 +33,11 @@ from ddengine.experts import TeacherSource
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
 from ddengine.pages import figures
-from ddengine.recipe import (
-    OF_STUDENTS,
-    DataConfig,
-    EvalConfig,
-    as_students,
-    check_students_decide,
-    from_dict,
-    to_dict,
-)
+from ddengine.recipe import OF_STUDENTS, DataConfig, EvalConfig, as_students, check_students_decide
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.sets.targets import Targets
 from ddengine.system import crew, dist, files, log, program, runtime
+from ddengine.system.configs import from_dict, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision

@@ -12,8 +12,9 @@ from ddengine.artefact.runs import RUNS, is_set
 from ddengine.data import Data, Dataset, Preprocess, load_data
 from ddengine.data.stored import GIVEN, check_numbers
 from ddengine.data.torch_dataset import OWN
-from ddengine.recipe import DataConfig, Recipe, digest, resolved
+from ddengine.recipe import DataConfig, Recipe, resolved
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.configs import digest
 from ddengine.system.errors import UserError
 
 Images = Any  # a Dataset, a torch Dataset, a pair of tensors, a path, or None: what the recipe says

@@ -11,8 +11,9 @@ from ddengine import contents, naming
 from ddengine.api.inputs import AUTO, default_folder
 from ddengine.api.results import Distilled
 from ddengine.artefact import runs
-from ddengine.recipe import Recipe, to_dict
+from ddengine.recipe import Recipe
 from ddengine.system import claims, files, log, program
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.types import Json
 

@@ -19,8 +19,9 @@ from ddengine.evaluation.decoded import freeze
 from ddengine.evaluation.evaluate import set_digest
 from ddengine.models import build_model
 from ddengine.pages import of_labels
-from ddengine.recipe import Recipe, digest
+from ddengine.recipe import Recipe
 from ddengine.system import log, runtime
+from ddengine.system.configs import digest
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision

@@ -21,10 +21,11 @@ from ddengine.artefact import runs
 from ddengine.data import Data
 from ddengine.models import build_model, middle
 from ddengine.pages import of_pruning
-from ddengine.recipe import Recipe, to_dict
+from ddengine.recipe import Recipe
 from ddengine.sets.codec import Pixels
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files, log, runtime
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision

@@ -21,11 +21,12 @@ from ddengine.experts import ExpertSource
 from ddengine.models import build_model
 from ddengine.pages import writing
 from ddengine.prepare import ASKS_EXPERTS, check_networks
-from ddengine.recipe import Recipe, digest, resolved
+from ddengine.recipe import Recipe, resolved
 from ddengine.sets.codec import Pixels
 from ddengine.sets.start import SELECTIONS, selected_index
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import claims, log, program, runtime
+from ddengine.system.configs import digest
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision

@@ -32,9 +32,10 @@ from ddengine.evaluation.settings import Evaluated
 from ddengine.experts import ExpertMaker
 from ddengine.pages import comparing
 from ddengine.pages.comparison_figure import check_axis
-from ddengine.recipe import Recipe, digest, resolved, to_dict
+from ddengine.recipe import Recipe, resolved
 from ddengine.system import claims, dist, files, log, pool, runtime
 from ddengine.system.cluster import Cluster, executor_of, run_all
+from ddengine.system.configs import digest, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.pool import Ended
 from ddengine.system.runtime import Precision

@@ -30,9 +30,10 @@ from ddengine.evaluation.settings import (
 from ddengine.experts import ExpertMaker, ExpertSource
 from ddengine.models import build_model
 from ddengine.prepare import buffer_models, check_networks, reads_experts
-from ddengine.recipe import DataConfig, Recipe, digest, to_dict
+from ddengine.recipe import DataConfig, Recipe
 from ddengine.system import files
 from ddengine.system.bars import Report
+from ddengine.system.configs import digest, to_dict
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision

@@ -14,11 +14,11 @@ from ddengine.artefact.parquet import PARQUET
 from ddengine.data import Preprocess
 from ddengine.data.stored import check_numbers
 from ddengine.evaluation import protocol
-from ddengine.recipe import to_dict
 from ddengine.sets.codec import Codec, codec_of
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.sets.targets import LABELS, targets_of
 from ddengine.system import files, log
+from ddengine.system.configs import to_dict
 from ddengine.system.digests import KEY
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import check_memory

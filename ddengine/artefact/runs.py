@@ -16,8 +16,9 @@ from ddengine import contents, naming
 from ddengine.data import Data
 from ddengine.data.dataset import LAYOUTS, called
 from ddengine.loop import CHECKPOINT
-from ddengine.recipe import DataConfig, Recipe, digest, resolved, to_dict
+from ddengine.recipe import DataConfig, Recipe, resolved
 from ddengine.system import files, program, runtime
+from ddengine.system.configs import digest, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 from ddengine.types import Facts, Json

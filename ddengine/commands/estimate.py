@@ -19,8 +19,8 @@ from ddengine.commands.options import ForNetworks, Machine, OfRecipe, RecipeT
 from ddengine.commands.process import alone
 from ddengine.commands.words import is_flag
 from ddengine.plan import estimate as plan
-from ddengine.recipe import to_dict
 from ddengine.system import files
+from ddengine.system.configs import to_dict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,9 @@ from ddengine.commands import DEMO, cli
 from ddengine.commands.flags import values_of
 from ddengine.commands.options import ForNetworks, NamedProtocol, Options, as_kind
 from ddengine.commands.words import asks_help, taken_flag, taken_name
-from ddengine.recipe import EvalConfig, Recipe, for_networks, parametrised, to_dict
+from ddengine.recipe import EvalConfig, Recipe, for_networks
 from ddengine.system import log, program
+from ddengine.system.configs import parametrised, to_dict
 from ddengine.system.errors import UserError, unknown
 from synth.catalogue import RECIPES, as_changed, find, take
 from synth.recipes.protocols import PROTOCOLS

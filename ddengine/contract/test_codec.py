@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ddengine.data import Preprocess
-from ddengine.recipe import to_dict
 from ddengine.sets.codec import CODECS, Codec
+from ddengine.system.configs import to_dict
 
 PREPROCESS = Preprocess(mean=torch.full((3,), 0.5), std=torch.tensor([0.25, 0.3, 0.2]))
 SHAPE = (3, 8, 8)

@@ -16,9 +16,10 @@ from ddengine.contract import worlds
 from ddengine.contract.worlds import IPC, World
 from ddengine.data import DATASETS
 from ddengine.objective import Objective
-from ddengine.recipe import InitConfig, OptimConfig, Recipe, digest, resolved, to_dict
+from ddengine.recipe import InitConfig, OptimConfig, Recipe, resolved
 from ddengine.sets.codec import CODECS
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.configs import digest, to_dict
 from synth.cite import bibtex
 
 

@@ -5,8 +5,8 @@ By these facts evaluations share what came of it.
 
 from ddengine.data import RealSet, Subset
 from ddengine.evaluation.bench import Bench, Training
-from ddengine.recipe import to_dict
 from ddengine.system import files, program, runtime
+from ddengine.system.configs import to_dict
 from ddengine.types import Facts, Json, TrainingSet
 
 FORM = 1  # of what is shared

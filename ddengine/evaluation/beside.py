@@ -17,9 +17,10 @@ from ddengine.evaluation.bench import Bench, Contender, Training
 from ddengine.evaluation.decoded import Decoded, Labelled
 from ddengine.evaluation.pace import Pace, measured
 from ddengine.learning.training import usual_means
-from ddengine.recipe import EvalConfig, from_dict, to_dict
+from ddengine.recipe import EvalConfig
 from ddengine.sets.targets import targets_of
 from ddengine.system import log, runtime
+from ddengine.system.configs import from_dict, to_dict
 from ddengine.system.memo import Memo
 from ddengine.system.workers import Message, answering, work
 from ddengine.types import Facts, Json, TrainingSet

@@ -40,10 +40,11 @@ from ddengine.evaluation.watch import Watch, num_networks
 from ddengine.evaluation.work import train_all
 from ddengine.learning import muon
 from ddengine.learning.training import Means, usual_means
-from ddengine.recipe import EvalConfig, digest, to_dict
+from ddengine.recipe import EvalConfig
 from ddengine.sets.codec import as_bytes
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files, log, runtime
+from ddengine.system.configs import digest, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.memo import Memo
 from ddengine.system.runtime import Precision

@@ -7,16 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from ddengine.evaluation.rates import adapted, candidates
 from ddengine.learning import muon, torch_steps, training
-from ddengine.recipe import (
-    AugmentConfig,
-    EvalConfig,
-    StudentSteps,
-    StudentTraining,
-    as_students,
-    from_dict,
-    to_dict,
-)
+from ddengine.recipe import AugmentConfig, EvalConfig, StudentSteps, StudentTraining, as_students
 from ddengine.sets.targets import Classes, Targets
+from ddengine.system.configs import from_dict, to_dict
 from ddengine.system.errors import UserError
 from ddengine.types import Evaluation, Facts, Json, Meta, Row
 

@@ -24,7 +24,8 @@ import scipy.special
 from rich.table import Table
 
 from ddengine.evaluation.intervals import interval, within
-from ddengine.recipe import AugmentConfig, EvalConfig, digest, require
+from ddengine.recipe import AugmentConfig, EvalConfig, require
+from ddengine.system.configs import digest
 from ddengine.system.errors import UserError
 from ddengine.types import Evaluation, Facts, Json, Meta, Row
 

@@ -12,12 +12,9 @@ from ddengine.recipe import (
     OptimConfig,
     Recipe,
     TargetConfig,
-    digest,
-    from_dict,
-    late_defaults,
-    to_dict,
     without_choices,
 )
+from ddengine.system.configs import digest, from_dict, late_defaults, to_dict
 from ddengine.types import Evaluation, Facts, Json, Meta, Row
 
 PROSE = ("cites", "published", "note", "taken")

@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ddengine.recipe import LATE, TorchStep, require
+from ddengine.recipe import TorchStep, require
+from ddengine.system.configs import LATE
 
 State = tuple[Tensor, ...]  # what an update keeps between steps, each (P,)
 

@@ -34,9 +34,10 @@ from ddengine.pages.writing import write_run
 from ddengine.plan.apart import peak_memory, timed
 from ddengine.plan.jobs import Job, StandIns, experts_of, started, workable
 from ddengine.plan.trainings import Calls, first_images, seconds_of, testing_seconds
-from ddengine.recipe import BufferConfig, Recipe, as_students, to_dict
+from ddengine.recipe import BufferConfig, Recipe, as_students
 from ddengine.sets.synthetic import SyntheticSet, total_bytes
 from ddengine.system import files, runtime
+from ddengine.system.configs import to_dict
 from ddengine.system.rng import generator
 from ddengine.types import Experts, Facts
 

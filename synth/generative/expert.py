@@ -11,8 +11,8 @@ from torch import Generator, Tensor, nn
 
 from ddengine.data import Data
 from ddengine.experts import OwnTraining
-from ddengine.recipe import digest
 from ddengine.system import files
+from ddengine.system.configs import digest
 from ddengine.system.runtime import Precision
 from ddengine.types import Json
 from synth.generative.building import build

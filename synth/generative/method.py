@@ -15,8 +15,9 @@ from torch import Generator, Tensor
 from ddengine.data import RealSet
 from ddengine.experts import StoredExperts
 from ddengine.objective import Env
-from ddengine.recipe import digest, require, require_at_least, to_dict
+from ddengine.recipe import require, require_at_least
 from ddengine.system import files, log
+from ddengine.system.configs import digest, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.generative.parts import Parts

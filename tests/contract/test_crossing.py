@@ -14,17 +14,10 @@ from buffers.flat_step import Gsam
 from buffers.smooth import Smooth
 from buffers.steps import Sgd
 from ddengine import loop as outer
-from ddengine.recipe import (
-    InitConfig,
-    OptimConfig,
-    OuterConfig,
-    Recipe,
-    TargetConfig,
-    digest,
-    resolved,
-)
+from ddengine.recipe import InitConfig, OptimConfig, OuterConfig, Recipe, TargetConfig, resolved
 from ddengine.sets import synthetic
 from ddengine.sets.labels import label
+from ddengine.system.configs import digest
 from ddengine.system.rng import generator
 from synth.ast import BalancedLoss, IntermediateMatching, WeightNoise
 from synth.catalogue import RECIPES, take

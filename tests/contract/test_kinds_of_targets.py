@@ -21,9 +21,10 @@ from ddengine.artefact import tars
 from ddengine.artefact.describe import describe, shown
 from ddengine.artefact.parquet import PARQUET
 from ddengine.data.subset import class_subset
-from ddengine.recipe import EvalConfig, to_dict
+from ddengine.recipe import EvalConfig
 from ddengine.sets.merge import merge
 from ddengine.sets.targets import targets_of
+from ddengine.system.configs import to_dict
 from ddengine.system.rng import generator
 from ddengine.types import TargetKind
 

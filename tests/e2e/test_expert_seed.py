@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 import buffers
 import ddengine
-from ddengine.recipe import digest, resolved
+from ddengine.recipe import resolved
 from ddengine.system import digests
+from ddengine.system.configs import digest
 from ddengine.system.errors import UserError
 from synth.catalogue import RECIPES, find
 

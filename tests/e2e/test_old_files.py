@@ -18,7 +18,8 @@ from buffers.store import ExpertStore, identity
 from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.models import build_model
-from ddengine.recipe import digest, resolved, to_dict
+from ddengine.recipe import resolved
+from ddengine.system.configs import digest, to_dict
 from synth.catalogue import RECIPES
 from synth.recipes.protocols import PROTOCOLS
 

@@ -19,7 +19,8 @@ import ddengine
 from buffers import store
 from ddengine.artefact import folder as folders
 from ddengine.models import build_model, timm_models
-from ddengine.recipe import digest, resolved
+from ddengine.recipe import resolved
+from ddengine.system.configs import digest
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.catalogue import find

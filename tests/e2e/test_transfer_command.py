@@ -14,8 +14,9 @@ from helpers import DIGITS, MODEL, run, tiny_data, tiny_set
 
 import synth
 from ddengine.api.results import Distilled
-from ddengine.recipe import EvalConfig, to_dict
+from ddengine.recipe import EvalConfig
 from ddengine.system import digests
+from ddengine.system.configs import to_dict
 
 RUN = Path(__file__).resolve().parents[2] / "run.py"
 FLAGS = [

@@ -25,9 +25,10 @@ from ddengine.learning.training import schedule, teacher_logits
 from ddengine.learning.unroll import unroll
 from ddengine.learning.updates import HeavyBall
 from ddengine.objective import Env
-from ddengine.recipe import AugmentConfig, EvalConfig, OptimConfig, OuterConfig, to_dict
+from ddengine.recipe import AugmentConfig, EvalConfig, OptimConfig, OuterConfig
 from ddengine.sets.codec import Compensated, Identity, MultiFormation
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from synth.ast import BalancedLoss, IntermediateMatching, perturbed
 from synth.compensator import BaseSets

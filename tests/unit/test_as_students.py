@@ -22,14 +22,8 @@ from ddengine.learning.class_batches import class_batch
 from ddengine.learning.training import train_networks
 from ddengine.learning.updates import Adam, HeavyBall, Sgd
 from ddengine.models import build_model
-from ddengine.recipe import (
-    ClassBatches,
-    EvalConfig,
-    as_students,
-    check_students_decide,
-    from_dict,
-    to_dict,
-)
+from ddengine.recipe import ClassBatches, EvalConfig, as_students, check_students_decide
+from ddengine.system.configs import from_dict, to_dict
 from ddengine.system.rng import generator
 from synth.bptt import ThroughTraining
 from synth.inner_batches import InnerBatches

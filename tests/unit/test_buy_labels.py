@@ -16,8 +16,9 @@ import ddengine
 from ddengine.api.results import Distilled
 from ddengine.learning import training
 from ddengine.pages import of_labels
-from ddengine.recipe import AugmentConfig, DataConfig, to_dict
+from ddengine.recipe import AugmentConfig, DataConfig
 from ddengine.sets.pruning import facility_location
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.uses.labels import (

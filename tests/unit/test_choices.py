@@ -13,8 +13,9 @@ import synth
 from ddengine.api import checks, choices, compiling
 from ddengine.commands.words import with_values
 from ddengine.learning import inner, memory
-from ddengine.recipe import digest, resolved
+from ddengine.recipe import resolved
 from ddengine.system import files, runtime
+from ddengine.system.configs import digest
 from ddengine.system.errors import UserError
 from synth import trajectory
 

@@ -14,16 +14,10 @@ from ddengine.artefact import folder as folders
 from ddengine.learning.losses import task_loss, weighted_loss
 from ddengine.learning.updates import Sgd
 from ddengine.objective import environments
-from ddengine.recipe import (
-    AugmentConfig,
-    EvalConfig,
-    OptimConfig,
-    OuterConfig,
-    TargetConfig,
-    to_dict,
-)
+from ddengine.recipe import AugmentConfig, EvalConfig, OptimConfig, OuterConfig, TargetConfig
 from ddengine.sets.labels import labelled
 from ddengine.sets.merge import merge
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.catalogue import RECIPES

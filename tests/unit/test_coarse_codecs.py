@@ -9,7 +9,6 @@ from helpers import tiny_data, tiny_set
 from torch.nn import functional
 
 from ddengine.data import Preprocess
-from ddengine.recipe import to_dict
 from ddengine.sets.codec import (
     CODECS,
     Compensated,
@@ -30,6 +29,7 @@ from ddengine.sets.codec import (
     reduced,
 )
 from ddengine.sets.codec.within_bytes import decoded_in_parts, fitted
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.catalogue import find

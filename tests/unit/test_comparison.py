@@ -17,7 +17,7 @@ from ddengine.evaluation.settings import Evaluated
 from ddengine.pages import accuracies, comparing, comparison_figure
 from ddengine.pages.reading import Run
 from ddengine.pages.words import NONE
-from ddengine.recipe import to_dict
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from synth.catalogue import find
 from synth.recipes.protocols import PROTOCOLS

@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 
 from ddengine.artefact import folder as folders
 from ddengine.data import Preprocess, load_data
-from ddengine.recipe import DataConfig, to_dict
+from ddengine.recipe import DataConfig
 from ddengine.sets.codec import Compensated, Identity, Pixels
 from ddengine.sets.coreset import random_index
 from ddengine.sets.synthetic import SyntheticSet, coded
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 

@@ -13,8 +13,9 @@ from buffers.steps import Sgd
 from buffers.store import ExpertStore
 from buffers.train import train_expert
 from ddengine.data import RealSet
-from ddengine.recipe import BufferConfig, to_dict
+from ddengine.recipe import BufferConfig
 from ddengine.sets import coreset
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 

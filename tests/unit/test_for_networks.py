@@ -17,7 +17,8 @@ from ddengine.objective import environments
 from ddengine.plan import bounds, calibrate
 from ddengine.plan.jobs import Job
 from ddengine.prepare import check_networks, prepare
-from ddengine.recipe import DataConfig, for_networks, resolved, to_dict
+from ddengine.recipe import DataConfig, for_networks, resolved
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.turns import InTurn, objective_of

@@ -28,13 +28,13 @@ from ddengine.artefact import folder as folders
 from ddengine.artefact.folder import load
 from ddengine.data import Preprocess
 from ddengine.evaluation import tables
-from ddengine.recipe import to_dict
 from ddengine.sets import codec as codecs
 from ddengine.sets.codec import Compensated, Identity, MultiFormation, Pixels
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.sets.targets import Logits
 from ddengine.system import files
 from ddengine.system.compat import torchvision
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.catalogue import find

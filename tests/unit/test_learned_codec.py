@@ -10,9 +10,10 @@ from ddengine import loop
 from ddengine.artefact import folder as folders
 from ddengine.data import Preprocess
 from ddengine.evaluation.evaluate import evaluate
-from ddengine.recipe import EvalConfig, OptimConfig, OuterConfig, to_dict
+from ddengine.recipe import EvalConfig, OptimConfig, OuterConfig
 from ddengine.sets.codec import Codec, Loader, Tensors
 from ddengine.sets.synthetic import SyntheticSet, coded
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.distribution import DistributionMatching

@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional
 
 from ddengine.data import Preprocess
-from ddengine.recipe import to_dict
 from ddengine.sets.codec import LinearBases, codec_of, resize
 from ddengine.sets.codec.linear_bases import combined, principal
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 

@@ -21,11 +21,12 @@ from ddengine.data.preprocess import fit_zca
 from ddengine.evaluation import protocol
 from ddengine.learning import augment, losses, training
 from ddengine.learning.augment import CutMix, MixUp
-from ddengine.recipe import DSA_OPS, OPS, AugmentConfig, EvalConfig, to_dict
+from ddengine.recipe import DSA_OPS, OPS, AugmentConfig, EvalConfig
 from ddengine.sets import codec
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.sets.targets import Logits
 from ddengine.system import files
+from ddengine.system.configs import to_dict
 from ddengine.system.rng import generator
 from synth.recipes.protocols import PROTOCOLS
 

@@ -7,7 +7,8 @@ import pytest
 
 from ddengine import contents, naming
 from ddengine.evaluation import tables
-from ddengine.recipe import digest, resolved
+from ddengine.recipe import resolved
+from ddengine.system.configs import digest
 from synth.catalogue import find
 
 VIT = "torchvision/vit_b_16"

@@ -8,7 +8,8 @@ from helpers import Pull, tiny_data, tiny_set
 
 from ddengine import loop
 from ddengine.learning.optim import clipped, joint_norm, updated
-from ddengine.recipe import OptimConfig, OuterConfig, to_dict
+from ddengine.recipe import OptimConfig, OuterConfig
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 

@@ -16,7 +16,7 @@ from ddengine.api.results import Distilled
 from ddengine.learning import training
 from ddengine.models import build_model
 from ddengine.pages import of_pruning
-from ddengine.recipe import AugmentConfig, DataConfig, to_dict
+from ddengine.recipe import AugmentConfig, DataConfig
 from ddengine.sets import coreset
 from ddengine.sets.pruning import (
     by_features,
@@ -26,6 +26,7 @@ from ddengine.sets.pruning import (
     ranked,
     similarities,
 )
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.uses import pruning

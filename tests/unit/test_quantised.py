@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ddengine.data import Preprocess
-from ddengine.recipe import to_dict
 from ddengine.sets.codec import Quantised, codec_of, quantised
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 

@@ -17,7 +17,6 @@ from loops import for_each
 from published import NUM_CLASSES, SHAPES
 
 from buffers.pretrained import Pretrained
-from ddengine import recipe
 from ddengine.commands import cli
 from ddengine.data import DATASETS
 from ddengine.experts import OwnTraining
@@ -25,7 +24,6 @@ from ddengine.learning.flat import FlatModel, flatten
 from ddengine.models import build_model
 from ddengine.objective import Env
 from ddengine.recipe import (
-    LATE,
     PARTS,
     AugmentConfig,
     DataConfig,
@@ -34,11 +32,7 @@ from ddengine.recipe import (
     OptimConfig,
     Recipe,
     TargetConfig,
-    digest,
-    from_dict,
-    parametrised,
     resolved,
-    to_dict,
 )
 from ddengine.sets.codec import (
     Compensated,
@@ -52,6 +46,7 @@ from ddengine.sets.codec import (
 )
 from ddengine.sets.codec.within_bytes import fitted
 from ddengine.sets.start import INITIALISERS
+from ddengine.system.configs import LATE, digest, from_dict, parametrised, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.catalogue import RECIPES, find, take
@@ -595,4 +590,4 @@ def test_the_digest_depends_on_no_order_and_resolving_changes_nothing():
     )
     before = to_dict(DIGITS)
     resolved(DIGITS)
-    assert to_dict(DIGITS) == before and recipe.digest(before) == recipe.digest(to_dict(DIGITS))
+    assert to_dict(DIGITS) == before and digest(before) == digest(to_dict(DIGITS))

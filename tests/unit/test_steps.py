@@ -20,7 +20,8 @@ from buffers.smooth import Smooth, gradient_penalty
 from buffers.steps import Sgd, statistics_kept
 from buffers.train import train_expert
 from ddengine.models import build_model
-from ddengine.recipe import BufferConfig, digest
+from ddengine.recipe import BufferConfig
+from ddengine.system.configs import digest
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import autocast

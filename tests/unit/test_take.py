@@ -12,7 +12,8 @@ from published import NUM_CLASSES, SUBSETS
 from buffers.flat_step import Gsam
 from buffers.smooth import Smooth
 from buffers.steps import Sgd
-from ddengine.recipe import OptimConfig, Recipe, TargetConfig, parametrised, to_dict
+from ddengine.recipe import OptimConfig, Recipe, TargetConfig
+from ddengine.system.configs import parametrised, to_dict
 from ddengine.system.errors import UserError
 from synth import catalogue
 from synth.ast import BalancedLoss, IntermediateMatching, WeightNoise

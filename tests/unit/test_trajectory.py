@@ -10,7 +10,8 @@ from helpers import tiny_data, tiny_env, tiny_set, tiny_store
 
 from ddengine.learning import unroll as unrolling
 from ddengine.learning.updates import Adam, HeavyBall
-from ddengine.recipe import AugmentConfig, to_dict
+from ddengine.recipe import AugmentConfig
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.pad import DeepLayers, LargestErrors

@@ -25,8 +25,9 @@ from ddengine.learning import probe
 from ddengine.learning.head import embedding, head_of, with_body, without_head
 from ddengine.learning.probe import Embedded
 from ddengine.models import build_model
-from ddengine.recipe import EvalConfig, to_dict
+from ddengine.recipe import EvalConfig
 from ddengine.system import runtime
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.memo import Memo
 from ddengine.system.rng import generator

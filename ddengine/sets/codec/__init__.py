@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ddengine.recipe import from_dict
 from ddengine.sets.codec.compensated import Compensated
 from ddengine.sets.codec.fred import Spectra
 from ddengine.sets.codec.gaussians import Gaussians
@@ -23,6 +22,7 @@ from ddengine.sets.codec.resizing import resize
 from ddengine.sets.codec.siren import Siren
 from ddengine.sets.codec.speed import SparseTokens
 from ddengine.sets.codec.values import as_bytes, as_pixels
+from ddengine.system.configs import from_dict
 
 CODECS = {
     "Identity": Identity,

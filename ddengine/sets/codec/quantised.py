@@ -11,11 +11,12 @@ import torch
 from torch import Generator, Tensor
 
 from ddengine.data import Preprocess
-from ddengine.recipe import require, require_at_least, to_dict
+from ddengine.recipe import require, require_at_least
 from ddengine.sets.codec.packed import bit_packed, bit_unpacked
 from ddengine.sets.codec.protocol import BYTES_OF_VALUE, Codec, Loader, Tensors, inseparable
 from ddengine.sets.codec.values import too_large
 from ddengine.sets.codec.within_bytes import WithinBytes
+from ddengine.system.configs import to_dict
 from ddengine.system.rng import generator, seed_from
 
 BYTES_OF_RANGE = 4  # a scale in float16, a zero in int16

@@ -10,11 +10,12 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from ddengine.data import Preprocess
-from ddengine.recipe import require, require_at_least, to_dict
+from ddengine.recipe import require, require_at_least
 from ddengine.sets.codec.packed import bit_packed, bit_unpacked
 from ddengine.sets.codec.protocol import Codec, Loader, Space, Tensors
 from ddengine.sets.codec.values import as_bytes, other_shape, too_large
 from ddengine.sets.codec.within_bytes import WithinBytes
+from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator, seed_from
 

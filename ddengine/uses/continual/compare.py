@@ -10,8 +10,9 @@ import torch
 from ddengine.data import Data
 from ddengine.evaluation.intervals import NAME
 from ddengine.evaluation.rates import adapted, candidates
-from ddengine.recipe import EvalConfig, Recipe, digest, resolved, to_dict
+from ddengine.recipe import EvalConfig, Recipe, resolved
 from ddengine.system import log, runtime
+from ddengine.system.configs import digest, to_dict
 from ddengine.system.memo import Memo
 from ddengine.system.runtime import Precision
 from ddengine.uses.continual.config import JOINT, ContinualConfig, check, class_order

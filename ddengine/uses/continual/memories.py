@@ -11,12 +11,13 @@ from ddengine.artefact import folder as folders
 from ddengine.data import Data
 from ddengine.data.subset import class_subset
 from ddengine.models import build_model
-from ddengine.recipe import Recipe, digest, resolved, to_dict
+from ddengine.recipe import Recipe, resolved
 from ddengine.sets import start
 from ddengine.sets.codec import Identity, Pixels, as_bytes
 from ddengine.sets.merge import merge
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files
+from ddengine.system.configs import digest, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.uses.continual.config import Store, images_per_class

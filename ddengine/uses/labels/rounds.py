@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ddengine.evaluation.intervals import NAME
 from ddengine.evaluation.rates import adapted, best_rate, candidates
 from ddengine.learning import training
-from ddengine.recipe import EvalConfig, digest, to_dict
+from ddengine.recipe import EvalConfig
 from ddengine.system import files, log, runtime
+from ddengine.system.configs import digest, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.memo import Memo
 from ddengine.system.rng import generator

@@ -12,9 +12,10 @@ from ddengine.evaluation.decoded import freeze
 from ddengine.evaluation.evaluate import set_digest
 from ddengine.evaluation.intervals import NAME
 from ddengine.evaluation.rates import candidates
-from ddengine.recipe import digest, resolved, to_dict
+from ddengine.recipe import resolved
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files, log, runtime
+from ddengine.system.configs import digest, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.memo import Memo
 from ddengine.types import Json, TrainingSet

@@ -17,8 +17,8 @@ from ddengine.data import Preprocess
 from ddengine.evaluation.beside import SPLITS, images_told, told_images
 from ddengine.evaluation.pace import TOLD
 from ddengine.evaluation.rates import best_rate
-from ddengine.recipe import from_dict, to_dict
 from ddengine.system import log, runtime
+from ddengine.system.configs import from_dict, to_dict
 from ddengine.system.workers import Message, Worker, Workers, answering, work, working
 from ddengine.types import Json
 from ddengine.uses.transfer.config import TransferConfig

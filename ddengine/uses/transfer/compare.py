@@ -15,9 +15,9 @@ from ddengine.data.checks import image_digests
 from ddengine.evaluation import brought
 from ddengine.evaluation.evaluate import set_digest
 from ddengine.evaluation.intervals import NAME
-from ddengine.recipe import digest, to_dict
 from ddengine.sets.codec import as_bytes
 from ddengine.system import files, log, runtime
+from ddengine.system.configs import digest, to_dict
 from ddengine.system.memo import Memo
 from ddengine.types import Json
 from ddengine.uses.transfer.beside import processes_for, train_all

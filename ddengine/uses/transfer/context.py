@@ -13,8 +13,9 @@ from ddengine.evaluation import brought
 from ddengine.evaluation.bench import SEARCH_SEED
 from ddengine.evaluation.brought import Factory
 from ddengine.models import ImageShape, build_model
-from ddengine.recipe import EvalConfig, digest
+from ddengine.recipe import EvalConfig
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.configs import digest
 from ddengine.system.memo import Memo
 from ddengine.system.runtime import Precision
 from ddengine.types import Json
