@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -163,3 +163,8 @@ def write(
     }
     files.write_json(path, {"settings": settings, "rows": rows, **where})
     return path
+
+
+def published(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of a run says, without its digest and its command, which names folders here."""
+    return {name: value for name, value in content.items() if name not in ("blake2b", "command")}

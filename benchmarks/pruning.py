@@ -118,7 +118,7 @@ def together(folder: Path) -> dict[str, Any]:
         if not path.is_file():
             continue
         content = json.loads(path.read_text())
-        first = first or content
+        first = first or common.published(content)
         parts.append(part)
         seconds += content["seconds"]
         for row in content["rows"]:

@@ -744,11 +744,11 @@ def test_every_json_file_is_json(tmp_path):
     assert written.pop("blake2b") and written == CLEAN == files.read_json(tmp_path / "file.json")
     written = []
 
-    class Board:
+    class Board(log.Board):
         def write(self, step, numbers):
             written.append((step, numbers))
 
-    events = log.EventLog(tmp_path / "metrics.jsonl", board=Board())
+    events = log.EventLog(tmp_path / "metrics.jsonl", board=Board(tmp_path / "board"))
     events.write(step=1, loss=math.nan, validation_accuracy=None)
     events.close()
     assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail) == {
