@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ddengine.learning import augment
 from ddengine.learning.flat import flatten, flatten_buffers, unflatten_into
-from ddengine.learning.optim import updated
+from ddengine.learning.optim import may_keep, updated
 from ddengine.learning.teachers import features
 from ddengine.models.dropout import is_dropout
 from ddengine.objective import Env, Objective, ObjectiveConfig
@@ -102,11 +102,8 @@ class OnPool(ObjectiveConfig):
         """The pool, and of networks that were trained also what the optimiser keeps."""
         state = dict(first)
         for number in range(self.pool.size):
-            theta = first[f"theta.{number}"]
-            for kind in ("momentum", "square"):
-                state[f"{kind}.{number}"] = theta
-            for kind in ("count", "norm"):
-                state[f"{kind}.{number}"] = theta.new_zeros(())
+            for kind, tensor in may_keep(first[f"theta.{number}"]).items():
+                state[f"{kind}.{number}"] = tensor
         return state
 
     def share(self, objective: Objective, moves: bool) -> bool:

@@ -36,6 +36,7 @@ from ddengine.learning.flat import flatten
 from ddengine.learning.inner import inner_gradient
 from ddengine.learning.losses import task_loss
 from ddengine.learning.memory import graph_bytes, graphs_that_fit
+from ddengine.learning.optim import may_keep
 from ddengine.learning.teachers import predict
 from ddengine.learning.unroll import BatchFn, unroll
 from ddengine.learning.updates import HeavyBall, Sgd, Update
@@ -46,7 +47,7 @@ from ddengine.system.configs import LATE
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.types import AutoBackprop, Facts, Json
-from synth.views import Extractor
+from synth.views import KEPT, THETA, Extractor
 
 
 class Window(Protocol):
@@ -298,6 +299,15 @@ class TrajectoryMatching(
             )
         self.check(env.experts.epochs)
         return TrajectoryObjective(self, env)
+
+    def kept(
+        self, objective: Objective, first: dict[str, Tensor], syn: SyntheticSet, step: int
+    ) -> Mapping[str, Tensor]:
+        """Of a second network also what its optimiser keeps."""
+        if not self.views:
+            return first
+        of_optimiser = {f"{KEPT}{name}": tensor for name, tensor in may_keep(first[THETA]).items()}
+        return first | of_optimiser
 
     def choices(self, objective: Objective, syn: SyntheticSet, memory: int) -> Json:
         """How many graphs are kept of what auto replays.

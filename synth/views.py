@@ -95,6 +95,8 @@ class Extractor:
     def loss(self, syn: SyntheticSet, state: dict[str, Tensor], rng: Generator) -> Tensor:
         """How alike the extractor sees views, after a step of its own on what they are now."""
         index = pairs(syn.source, self.config.items, rng).flatten()
+        if not len(index):  # nothing to keep apart
+            return 0 * syn.batch(torch.zeros(1, dtype=torch.int64)).images.sum()
         with torch.no_grad():
             seen = syn.batch(index)
         assert seen.classes is not None, "a set says the classes of its examples"

@@ -59,8 +59,8 @@ def test_losses_follow_from_their_stream(minimising: Recipe, world: World) -> No
     Torch's own generator is left alone.
     """
     recipe = worlds.shrunk(minimising)
-    learned = recipe.outer.optim
     objective, syn = worlds.start(recipe, world)
+    learned = syn.by_tensor(recipe.outer.optim)
     before = torch.get_rng_state()
     losses, gradients = worlds.one_step(objective, syn, learned)
     assert torch.equal(torch.get_rng_state(), before), (
@@ -102,8 +102,8 @@ def assert_same_gradients(
 def test_gradients_lie_where_the_optimiser_wants_them(minimising: Recipe, world: World) -> None:
     """They are finite and not zero in every tensor that the recipe learns, and nowhere else."""
     recipe = worlds.shrunk(minimising)
-    learned = recipe.outer.optim
     objective, syn = worlds.start(recipe, world)
+    learned = syn.by_tensor(recipe.outer.optim)
     _, gradients = worlds.one_step(objective, syn, learned)
     unknown = sorted(set(learned) - gradients.keys())
     assert not unknown, (

@@ -104,6 +104,12 @@ def joint_norm(grads: Mapping[str, Tensor], optim: Mapping[str, OptimConfig]) ->
     return torch.stack(squares).sum().sqrt()
 
 
+def may_keep(tensor: Tensor) -> dict[str, Tensor]:
+    """What `updated` may keep of a stored tensor, by shapes."""
+    number = tensor.new_zeros(())
+    return {"momentum": tensor, "square": tensor, "count": number, "norm": number}
+
+
 def updated(
     tensor: Tensor,
     grad: Tensor,

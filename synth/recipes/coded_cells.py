@@ -133,7 +133,7 @@ def _small() -> Recipe:
     """The small cell of MTT with hallucinators, whose views are kept apart."""
     for recipe in with_codecs.recipes():
         if recipe.name == "mtt/fashion_mnist_ipc1_haba_small":
-            name = "mtt/fashion_mnist_ipc1_haba_views_small"
+            name = "haba/fashion_mnist_ipc1_small"
             return replace(
                 recipe, name=name, objective=replace(recipe.objective, views=ViewsApart())
             )

@@ -270,7 +270,7 @@ REFUSED = {
     "a network of the evaluation": (["--models", "nolp"], "nolp"),
     "a row": (
         ["--grid", "ipc=1,2", "--to", "3"],
-        "--to 3 names no row: of settings, counted from 1, there are 2",
+        "--to 3 names no row: there are 2 settings, counted",
     ),
     "an axis": (["--grid", "ipc=1,2", "--x", "bites"], "Unknown axis in --x 'bites'"),
     "another folder": (["--out", "other"], "other is not empty and not the folder of a sweep"),

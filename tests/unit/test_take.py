@@ -494,7 +494,6 @@ AST_CELLS = {
 OWN = {f"mtt/{name}" for ipc in (1, 10) for name in (f"digits_ipc{ipc}", f"cifar10_ipc{ipc}_small")}
 OWN |= {"mtt/fashion_mnist_ipc1_quantised_small", "mtt/fashion_mnist_ipc10_mixed_small"}
 OWN |= {f"mtt/fashion_mnist_ipc1_{name}_small" for name, _, _ in CODED}
-OWN |= {"mtt/fashion_mnist_ipc1_haba_views_small"}
 OWN |= {f"datm/cifar10_ipc{ipc}_quantised" for ipc in (1, 10)}
 OWN |= {f"{m}/fashion_mnist_ipc{ipc}_small" for m in SMALL for ipc in (1, 10)}
 

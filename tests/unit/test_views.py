@@ -110,7 +110,7 @@ def test_the_extractor_goes_on_from_its_state(data):
 def test_it_is_a_second_loss_of_trajectory_matching(data, tmp_path):
     """Whose first is as it would be without."""
     store = tiny_store(tmp_path, data)
-    recipe = find("mtt/fashion_mnist_ipc1_haba_views_small")
+    recipe = find("haba/fashion_mnist_ipc1_small")
     config = recipe.objective.small()
     assert config.views.items == 4
     objective = config.build(tiny_env(data, store))
