@@ -16,7 +16,6 @@ from ddengine.models import build_model
 from ddengine.objective import Objective, environments
 from ddengine.recipe import BufferConfig, DataConfig, Recipe
 from ddengine.sets.codec import CODECS
-from ddengine.sets.codec.plain import Identity
 from ddengine.sets.labels import labelled
 from ddengine.sets.synthetic import SyntheticSet, initial
 from ddengine.system.rng import generator
@@ -86,7 +85,7 @@ def recipes_of_methods(names: Sequence[str]) -> list[Recipe]:
 
 def _is_coded(recipe: Recipe) -> bool:
     """Whether a recipe's images are in another form than pixels as they are."""
-    return not isinstance(recipe.codec, Identity)
+    return not recipe.codec.keeps_pixels
 
 
 def codec_names() -> list[str]:
