@@ -385,17 +385,28 @@ def _check_kept(
     first = objective.init(generator(0))
     wanted = kept(objective, first, syn, state.step)
     for name in sorted(first.keys() - state.objective.keys()):
-        raise files.damaged(path, f"it lacks {name!r}, which the method keeps between steps")
+        raise _of_another_method(path, f"it lacks {name!r}, which the method keeps between steps")
     for name, tensor in state.objective.items():
         if name not in wanted:
-            raise files.damaged(path, f"it holds {name!r}, which the method does not keep")
+            raise _of_another_method(path, f"it holds {name!r}, which the method does not keep")
         shape, kind = tensor.shape, tensor.dtype.is_floating_point
         if (shape, kind) != (wanted[name].shape, wanted[name].dtype.is_floating_point):
-            raise files.damaged(
+            raise _of_another_method(
                 path,
                 f"{name!r}, which the method keeps between steps, is {_in_words(tensor)} there, "
                 f"and must be {_in_words(wanted[name])}",
             )
+
+
+def _of_another_method(path: Path, why: str) -> UserError:
+    """The error for a sound checkpoint of a method that has kept something else than it does now.
+
+    The bytes of the checkpoint were compared with their digest when it was read.
+    """
+    return UserError(
+        f"{path} is of another version of the method ({why}); go on with the version of the "
+        "program or plugin that wrote it, or begin anew with --restart."
+    )
 
 
 def _in_words(tensor: Tensor) -> str:

@@ -13,7 +13,7 @@ first tiles of all stored images, here in all tiles of the first ones. Nothing e
 is looked at, and no network is trained while images are learned.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -59,6 +59,15 @@ class PairedFeatures(ObjectiveConfig):
         """Bytes of the images of a class, and of their anchors."""
         each = -(-len(syn) // len(syn.class_names))
         return network_bytes(env, images=each, seen=each)
+
+    def kept(
+        self, objective: Objective, first: dict[str, Tensor], syn: SyntheticSet, step: int
+    ) -> Mapping[str, Tensor]:
+        """The anchors, which the first step chooses."""
+        if step == 0:
+            return first
+        of_class = len(syn) // len(syn.class_names)
+        return {ANCHORS: torch.zeros(len(syn.class_names), of_class, dtype=torch.int64)}
 
     def small(self) -> Self:
         """Of few images, by the features of the last layer, which every network has."""

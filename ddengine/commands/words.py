@@ -40,7 +40,7 @@ def with_values(args: Sequence[str]) -> list[str]:
     So it was when it was a switch.
     """
     words: list[str] = []
-    for word, after in zip(args, [*args[1:], ""], strict=True):
+    for word, after in zip(args, [*args, ""][1:], strict=True):
         if flag_of(word) == "--no_compile":
             words += ["--compile", "off"]
         elif word == "--compile" and after not in ("auto", "on", "off"):

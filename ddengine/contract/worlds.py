@@ -71,13 +71,21 @@ def all_recipes() -> list[Recipe]:
 
 
 def recipes_of_methods(names: Sequence[str]) -> list[Recipe]:
-    """The recipes of these names; without names the first of each method of this program."""
+    """The recipes of these names; without names one of each method of this program.
+
+    It is the first of plain images, where there is one: a method in another codec is a pair.
+    """
     if names:
         return [find(name) for name in names]
-    first: dict[str, Recipe] = {}
+    of_method: dict[str, list[Recipe]] = {}
     for recipe in RECIPES.values():
-        first.setdefault(recipe.name.split("/")[0], recipe)
-    return list(first.values())
+        of_method.setdefault(recipe.name.split("/")[0], []).append(recipe)
+    return [min(recipes, key=_is_coded) for recipes in of_method.values()]
+
+
+def _is_coded(recipe: Recipe) -> bool:
+    """Whether a recipe's images are in a form that is the subject of a paper of its own."""
+    return bool(recipe.codec.cites)
 
 
 def codec_names() -> list[str]:

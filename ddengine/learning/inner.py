@@ -18,7 +18,7 @@ GradientFn = Callable[..., Tensor]  # (theta (P,), *batch) -> its gradient in th
 Slopes = tuple[Tensor, ...]  # gradients in theta, or in tensors of a batch
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 # a library of compiled code that cannot be loaded, in an error of the compiler
-LIBRARY = re.compile(r"ImportError: (\S+\.so):")
+LIBRARY = re.compile(r"ImportError: (.+?\.so):")
 
 
 def eager_gradient(loss: LossFn) -> GradientFn:
@@ -164,11 +164,19 @@ def by_inductor(graph: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _removed(error: RuntimeError) -> bool:
-    """Whether an error of the compiler is of a library that cannot be loaded, which is removed."""
+    """Whether an error of the compiler is of its own code that cannot be loaded, which is removed.
+
+    A library that lies elsewhere was not compiled here, and stays.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # slow
+
     cut = LIBRARY.search(str(error))
-    if cut is None or not Path(cut[1]).is_file():
+    if cut is None:
         return False
-    Path(cut[1]).unlink()
+    library = Path(cut[1]).resolve()
+    if not library.is_file() or not library.is_relative_to(Path(cache_dir()).resolve()):
+        return False
+    library.unlink()
     return True
 
 

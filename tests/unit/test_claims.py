@@ -235,8 +235,14 @@ def test_a_lock_that_went_with_its_folder_is_not_taken_for_ours(tmp_path):
 def test_a_command_waits_and_the_next_one_does_not(tmp_path, monkeypatch, holder, capsys):
     """--wait is of its command alone; who waited for a folder of something else is refused then."""
     monkeypatch.chdir(tmp_path)
-    timer = threading.Timer(0.2, holder.set)
-    timer.start()
+    say = claims.log.say
+
+    def heard(line):
+        say(line)
+        if "waiting for another" in line:
+            holder.set()  # however long the command took to come so far
+
+    monkeypatch.setattr(claims.log, "say", heard)
     assert run("distill", *RUN, "--wait") == 2
     said = capsys.readouterr()
     assert "waiting for another" in said.out and "not a run of this program" in said.err

@@ -166,9 +166,20 @@ def test_bfloat16_compiled_is_as_near_to_the_exact_gradient_as_eager(compiler):
     assert 1e-6 < compiled < 2 * eager < 0.5
 
 
-@pytest.mark.parametrize("told, mended", [("ImportError: {}: file too short", True), ("{}", False)])
-def test_compiled_code_that_a_kill_has_cut_is_compiled_again(tmp_path, monkeypatch, told, mended):
-    library = tmp_path / "code.main.so"
+@pytest.mark.parametrize(
+    ("told", "place", "mended"),
+    [
+        ("ImportError: {}: file too short", "the code/ab", True),
+        ("ImportError: {}: file too short", "elsewhere", False),  # it was not compiled here
+        ("{}", "the code/ab", False),
+    ],
+)
+def test_compiled_code_that_a_kill_has_cut_is_compiled_again(
+    tmp_path, monkeypatch, told, place, mended
+):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "the code"))
+    library = tmp_path / place / "code.main.so"
+    library.parent.mkdir(parents=True)
     library.touch()
 
     def compile_once(graph, **how):

@@ -385,8 +385,11 @@ def test_a_checkpoint_whose_method_keeps_something_else(tmp_path, change, words)
     if words is None:
         loop.distill(syn, Keeps(), config, tmp_path, seed=0, kept=method.kept)
     else:
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=words) as refused:
             loop.distill(syn, Keeps(), config, tmp_path, seed=0, kept=method.kept)
+        assert "version of the program or plugin that wrote it" in str(refused.value)
+        assert "--restart" in str(refused.value)
+        assert not any(word in str(refused.value) for word in ("damaged", "delete"))
 
 
 def test_names_do_not_move_a_page_or_a_card(sound, tmp_path, capsys):
