@@ -84,8 +84,8 @@ def recipes_of_methods(names: Sequence[str]) -> list[Recipe]:
 
 
 def _is_coded(recipe: Recipe) -> bool:
-    """Whether a recipe's images are in another form than pixels as they are."""
-    return not recipe.codec.keeps_pixels
+    """Whether a recipe's images are in a form that is the subject of a paper of its own."""
+    return bool(recipe.codec.cites)
 
 
 def codec_names() -> list[str]:

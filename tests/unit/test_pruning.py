@@ -398,6 +398,11 @@ def test_findings_compare_within_repeats():
     assert other["teacher"] == "small" and other["difference"] == pytest.approx(0.1067, abs=1e-3)
 
 
+def test_one_share_is_not_the_best_one():
+    rows = [row for row in ROWS if row["alpha"] == 0.9]
+    assert findings(rows, ["big", "small"])["alphas"] == []
+
+
 def test_selections_are_compared_by_shares_that_both_have():
     """Random images have more shares, and their best one is none of the others'."""
     rows = [*ROWS, a_row("random", 0.1, 0.5, [0.9, 0.91, 0.92])]

@@ -70,6 +70,8 @@ def _alphas(rows: Sequence[Facts], teacher: str) -> list[Json]:
     told = []
     plain = list(filter(_is_plain, _of_teacher(rows, teacher)))
     for size, at_size in _sizes(plain).items():
+        if len({row["alpha"] for row in at_size}) < 2:
+            continue  # no share is the best of one
         best = _best(at_size)
         told.append(
             {
