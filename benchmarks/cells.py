@@ -8,11 +8,13 @@ where a row says what was cut. Cells that are cut to the hours have as many oute
 `run.py estimate` expects to fit into what is left of them, chosen once. Writes published_cells.json
 and .md into docs/results (--out) after every cell; runs, and the output of their commands, lie in
 runs/cells (--runs). Two commands for different cells may run at the same time. --rehearse tries
-every command at a size that takes seconds. No timings should be taken while this runs.
+every command at a size that takes seconds, and writes into --runs where no --out is given. No
+timings should be taken while this runs.
 """
 
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -37,6 +39,8 @@ TOOK = "took.json"  # in the folder of a set: seconds of its commands, of all ca
 CUT = "cut.json"  # there: the outer steps that were chosen
 SHARE = 0.8  # of the time left that outer steps may be expected to take
 JPEG = b"\xff\xd8"  # what such files begin with
+# the folders of an absolute path, before its last name
+FOLDERS = re.compile(r"(?<![\w./])/(?:[^\s/'\"]+/)*(?=[^\s/'\"])")
 DC = "table 1 of DC's paper"
 PAD = "table 1 of PAD's paper"
 
@@ -154,16 +158,30 @@ class Settings:
     cifar10: Path | None = None  # a folder of parquet files; None: where torchvision puts it
     device: str = "auto"
     runs: Path = common.ROOT / "runs" / "cells"
-    out: Path = common.ROOT / "docs" / "results"  # published_cells.json and .md
+    out: Path | None = None  # published_cells.json and .md; None: docs/results, or runs (rehearse)
     rehearse: bool = False  # a size that takes seconds, which reproduces nothing
+
+    @property
+    def results(self) -> Path:
+        """The folder of published_cells.json and .md."""
+        rehearsed = self.runs if self.rehearse else common.ROOT / "docs" / "results"
+        return self.out or rehearsed
 
 
 class OverError(Exception):
     """The hours are over."""
 
 
+class ShareError(Exception):
+    """A cell's share of the hours holds no outer step of it."""
+
+
 class FailedError(Exception):
     """A command of a cell failed."""
+
+    def __init__(self, said: str, line: str):
+        super().__init__(said)
+        self.line = line  # the last one of its output, for the results, which name no folder here
 
 
 @dataclass(frozen=True)
@@ -194,8 +212,21 @@ class Session:
         if common.was_stopped(code):
             raise OverError
         if code:
-            lines = log.read_text().strip().splitlines() or ["no output"]
-            raise FailedError(f"run.py {' '.join(words)} ended with {code}: {lines[-1]} ({log})")
+            last = (log.read_text().strip().splitlines() or ["no output"])[-1]
+            said = f"run.py {' '.join(words)} ended with {code}: {last} ({log})"
+            raise FailedError(said, without_folders(last, self.settings))
+
+
+def without_folders(line: str, settings: Settings) -> str:
+    """A line without the folders of this machine.
+
+    What lies in one that is known here keeps its path from there on, and other paths their last
+    name.
+    """
+    for folder in (settings.runs, settings.results, settings.cifar10, common.ROOT):
+        if folder is not None:  # of these the names may have blanks
+            line = line.replace(f"{folder.absolute()}/", "")
+    return FOLDERS.sub("", line)
 
 
 def _add_seconds(folder: Path, part: str, seconds: float) -> None:
@@ -246,7 +277,7 @@ def where_images_lie(cell: Cell, settings: Settings) -> tuple[str, ...]:
 def make(cell: Cell, session: Session, hours: float) -> None:
     """All sets of a cell, and their evaluations; `hours` are its own.
 
-    Raises OverError, FailedError and UserError.
+    Raises OverError, ShareError, FailedError and UserError.
     """
     folder = folder_of(cell, session.settings)
     said = json.loads(files.to_json(asdict(replace(cell, published=cell.figure))))
@@ -298,7 +329,7 @@ def _distill(
 
 
 def _steps(cell: Cell, session: Session, until: float, folder: Path, flags: tuple[str, ...]) -> int:
-    """Outer steps that fit into the time until then, chosen once. Raises OverError for none."""
+    """Outer steps that fit into the time until then, chosen once. ShareError for none."""
     path = folder / CUT
     if path.is_file():
         return int(files.read_json(path, "steps")["steps"])
@@ -308,7 +339,7 @@ def _steps(cell: Cell, session: Session, until: float, folder: Path, flags: tupl
     of_recipe = find(cell.recipe).outer.steps
     steps = fitting(of_recipe, seconds, min(until - time.monotonic(), session.left))
     if not steps:
-        raise OverError
+        raise ShareError
     files.write_json(path, {"steps": steps, "of": of_recipe, "expected": seconds})
     return steps
 
@@ -441,14 +472,14 @@ def write(settings: Settings, failed: dict[str, str]) -> None:
     rows = [row_of(cell, settings) for cell in begun]
     for row in rows:
         row["failed"] = failed.get(row["cell"])
-    files.make_folder(settings.out)
+    files.make_folder(settings.results)
     content = {
         "command": "python benchmarks/cells.py",
         "rehearsal": settings.rehearse,
         "rows": rows,
     }
-    files.write_json(settings.out / f"{NAME}.json", content)
-    files.write_text(settings.out / f"{NAME}.md", markdown(rows))
+    files.write_json(settings.results / f"{NAME}.json", content)
+    files.write_text(settings.results / f"{NAME}.md", markdown(rows))
 
 
 def shares(cells: Sequence[Cell], session: Session) -> Iterator[tuple[Cell, float]]:
@@ -462,7 +493,8 @@ def shares(cells: Sequence[Cell], session: Session) -> Iterator[tuple[Cell, floa
 def main(settings: Settings) -> int:
     """Run, collect, write.
 
-    The exit code is 1 where a cell failed, UNFINISHED where the hours were over.
+    The exit code is 1 where a cell failed, UNFINISHED where the hours, or a cell's share of them,
+    were over.
     """
     session = Session(settings, time.monotonic() + 3600 * settings.hours)
     failed: dict[str, str] = {}
@@ -475,12 +507,15 @@ def main(settings: Settings) -> int:
             print("the hours are over; the same command goes on", flush=True)
             code = common.UNFINISHED
             break
+        except ShareError:
+            print("its share of the hours holds no outer step; it wants more hours", flush=True)
+            code = common.UNFINISHED
         except FailedError as error:
-            failed[cell.name] = str(error)
+            failed[cell.name] = error.line
             print(error, flush=True)
-        finally:
-            write(settings, failed)
-    print((settings.out / f"{NAME}.md").read_text())
+        write(settings, failed)
+    write(settings, failed)
+    print((settings.results / f"{NAME}.md").read_text())
     return code or bool(failed)
 
 

@@ -26,7 +26,8 @@ from ddengine.system import files, runtime
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 UNFINISHED = 3  # exit code of a benchmark whose time is over, and which goes on when called again
-PATIENCE = 120.0  # seconds in which a command ends that is asked to
+PATIENCE = 120.0  # seconds in which a command ends that is asked to, at most
+SPARED = 0.1  # of a command's seconds, for its ending
 
 
 def resident() -> int:
@@ -66,9 +67,11 @@ def apart(target: Any, *args: Any) -> Any:
 def stopped_after(words: Sequence[str], seconds: float, log: Path) -> int:
     """The exit code of a command whose output is added to the file `log`.
 
-    It is asked to end after so many seconds (SIGTERM), and killed with its processes where it takes
-    its time. Linux.
+    It has ended after so many seconds: before, it is asked to (SIGTERM), and killed with its
+    processes where it takes its time. The code is UNFINISHED where it was ended so, unless it
+    succeeded. Linux.
     """
+    patience = min(PATIENCE, SPARED * seconds)
     with log.open("a") as output:
         process = subprocess.Popen(
             words, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT,
@@ -76,27 +79,30 @@ def stopped_after(words: Sequence[str], seconds: float, log: Path) -> int:
         )  # fmt: skip
     try:
         with suppress(subprocess.TimeoutExpired):
-            return process.wait(seconds)
-        return _asked_to_end(process)
+            return process.wait(seconds - patience)
+        return _asked_to_end(process, patience) and UNFINISHED
     finally:
-        _asked_to_end(process)  # also where this process is asked to end
+        _asked_to_end(process, patience)  # also where this process is asked to end
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _asked_to_end(process: subprocess.Popen[bytes]) -> int:
-    """The exit code of a process, which is asked to end where it has not."""
+def _asked_to_end(process: subprocess.Popen[bytes], patience: float) -> int:
+    """The exit code of a process, which is asked to end, within so many seconds, if it has not."""
     if process.poll() is None:
         process.terminate()
     with suppress(subprocess.TimeoutExpired):
-        return process.wait(PATIENCE)
+        return process.wait(patience)
     process.kill()
     return process.wait()
 
 
 def was_stopped(code: int) -> bool:
-    """Whether an exit code is that of a command that ended unfinished and can go on."""
-    return code in (UNFINISHED, 128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL)
+    """Whether an exit code of `stopped_after` says that the time was over and work can go on.
+
+    A command that others kill, as the system does for memory, has failed.
+    """
+    return code == UNFINISHED
 
 
 def end_when_asked() -> None:

@@ -43,11 +43,12 @@ class Point:
     ci95: tuple[float, float]
     distillations: int
     networks: int  # of each
+    diverged: int  # of all of them
 
     @property
     def group(self) -> str:
         """Method and budget, within which sets are compared."""
-        return f"{self.method.upper()}, {self.budget}"
+        return _group(self.method, self.budget)
 
     @property
     def low(self) -> float:
@@ -66,15 +67,10 @@ def points(runs: Sequence[Run], kinds: Sequence[str] = ("distilled",)) -> list[P
     The interval of several distillations is Student's t of their means, of one that of its
     networks. Sets of which all networks of a distillation diverged have no point.
     """
-    rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for run in runs:
-        cell = run["cell"]
-        for row in run["evaluation"]["rows"]:
-            if row["set"] in kinds and row["accuracy_mean"] is not None:
-                place = (cell["method"], cell["budget"], cell["form"], row["set"])
-                rows.setdefault(place, []).append(row)
     made = []
-    for (method, budget, form, kind), of_place in rows.items():
+    for (method, budget, form, kind), of_place in _rows(runs, kinds).items():
+        if any(row["accuracy_mean"] is None for row in of_place):
+            continue
         told = spread([row["accuracies"] for row in of_place])
         first = of_place[0]
         mean = told["accuracy_mean"]
@@ -84,10 +80,37 @@ def points(runs: Sequence[Run], kinds: Sequence[str] = ("distilled",)) -> list[P
                 method=method, budget=budget, form=form, kind=kind, images=first["images"],
                 num_bytes=first["bytes"], label_bytes=first["ledger"]["labels"], mean=mean,
                 ci95=(low, high), distillations=told["num_distillations"],
-                networks=told["num_networks"],
+                networks=_networks(of_place), diverged=_diverged(of_place),
             )
         )  # fmt: skip
     return made
+
+
+def _rows(runs: Sequence[Run], kinds: Sequence[str]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    """Rows of evaluations by method, budget, form and kind: one of each distillation."""
+    rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for run in runs:
+        cell = run["cell"]
+        for row in run["evaluation"]["rows"]:
+            if row["set"] in kinds:
+                place = (cell["method"], cell["budget"], cell["form"], row["set"])
+                rows.setdefault(place, []).append(row)
+    return rows
+
+
+def _networks(rows: Sequence[dict[str, Any]]) -> int:
+    """The networks that were trained on each set, at least."""
+    return min(len(row["accuracies"]) for row in rows)
+
+
+def _diverged(rows: Sequence[dict[str, Any]]) -> int:
+    """The networks that diverged."""
+    return sum(network["accuracy"] is None for row in rows for network in row["accuracies"])
+
+
+def _group(method: str, budget: str) -> str:
+    """What sets are called that are compared."""
+    return f"{method.upper()}, {budget}"
 
 
 def frontier(of: Sequence[Point]) -> list[Point]:
@@ -99,20 +122,23 @@ def frontier(of: Sequence[Point]) -> list[Point]:
     return kept
 
 
-def text(runs: Sequence[Run], of: int) -> str:
+def text(runs: Sequence[Run], of: int, notes: Sequence[str] = ()) -> str:
     """The table of each method and budget, what was expected, and whether it came true.
 
-    `of` is how many rows the whole table has.
+    `of` is how many rows the whole table has; `notes` are sentences on how it was made.
     """
     distilled, controls = points(runs), points(runs, ("random_coded", "random"))
     lines = [f"{len(runs)} of {of} distillations are done.", ""] if len(runs) < of else []
-    for group in dict.fromkeys(point.group for point in distilled):
+    lines += [f"{note}\n" for note in notes]
+    cells = [run["cell"] for run in runs]
+    for group in dict.fromkeys(_group(cell["method"], cell["budget"]) for cell in cells):
         lines += [f"**{group}**", "", *_table(group, runs), ""]
         lines += [f"- {line}" for line in expectations(group, distilled, controls)]
         lines.append("")
     lines += [f"{line}\n" for line in crosses(distilled, controls)]
     named = [f"{point.form} ({point.group})" for point in frontier(distilled)]
-    lines += [f"On the frontier of accuracy against bytes: {', '.join(named)}.", ""]
+    if named:
+        lines += [f"On the frontier of accuracy against bytes: {', '.join(named)}.", ""]
     return "\n".join(lines)
 
 
@@ -128,6 +154,20 @@ def _table(group: str, runs: Sequence[Run]) -> list[str]:
     for point in _of_group(group, points(runs, REAL)):
         if point.form in (PLAIN, IN_BYTES):
             lines.append(_line(f"{point.kind}, beside {point.form}", point))
+    return lines + _without_point(group, runs)
+
+
+def _without_point(group: str, runs: Sequence[Run]) -> list[str]:
+    """Lines of sets of a group of which all networks of a distillation diverged."""
+    lines = []
+    for (method, budget, form, kind), rows in _rows(runs, ("distilled", *CONTROLS)).items():
+        if _group(method, budget) != group or all(row["accuracy_mean"] is not None for row in rows):
+            continue
+        name = form if kind == "distilled" else f"{kind} of {form}"
+        first = rows[0]
+        counted = _counted(len(rows), _networks(rows), _diverged(rows))
+        labels = first["ledger"]["labels"]
+        lines.append(_cells(name, first["images"], first["bytes"], labels, "diverged", counted))
     return lines
 
 
@@ -136,15 +176,24 @@ def _of_group(group: str, of: Sequence[Point]) -> list[Point]:
 
 
 def _line(name: str, point: Point) -> str:
-    cells = (
+    return _cells(
         name,
         point.images,
         point.num_bytes,
         point.label_bytes,
         common.shown(point.mean, point.ci95),
-        f"{point.distillations} x {point.networks}",
+        _counted(point.distillations, point.networks, point.diverged),
     )
+
+
+def _cells(*cells: Any) -> str:
+    """A line of a table, its cells those of COLUMNS."""
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def _counted(distillations: int, networks: int, diverged: int) -> str:
+    """How many distillations and networks of each, and how many of these diverged."""
+    return f"{distillations} x {networks}" + (f", {diverged} diverged" if diverged else "")
 
 
 def expectations(group: str, distilled: Sequence[Point], controls: Sequence[Point]) -> list[str]:
@@ -232,13 +281,18 @@ def _percent(fraction: float) -> str:
 
 
 def plot(path: Path, runs: Sequence[Run]) -> None:
-    """Accuracy against bytes: a panel for each method, sets, their random images, the frontier."""
+    """Accuracy against bytes: a panel for each method, sets, their random images, the frontier.
+
+    None where no set has a point.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     distilled = points(runs)
+    if not distilled:
+        return
     controls = points(runs, ("random_coded",))
     methods = list(dict.fromkeys(point.method for point in distilled))
     forms = list(dict.fromkeys(point.form for point in distilled))

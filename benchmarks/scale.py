@@ -1,7 +1,7 @@
 """What do time and memory grow with, and what would large cells cost?
 
     python benchmarks/scale.py            # about 10 minutes on two idle cores; goes on where it was
-    python benchmarks/scale.py --tiny     # a rehearsal, whose numbers mean nothing
+    python benchmarks/scale.py --tiny     # a rehearsal in runs/, whose numbers mean nothing
     python benchmarks/scale.py --page     # docs/scaling.md again, of what was measured before
 
 An outer step of trajectory matching (MTT, replayed) on images of noise, with a narrow network, for
@@ -83,7 +83,7 @@ class Settings:
     tiny: bool = False
     page: bool = False
     repeats: int = 5  # steps of which the median counts
-    out: Path = common.RESULTS / "scale-cpu.json"  # with --tiny beside it, as scale_tiny.json
+    out: Path = common.RESULTS / "scale-cpu.json"  # with --tiny runs/scale_tiny.json
 
 
 # What is measured, each in a process of its own.
@@ -276,7 +276,7 @@ def main(settings: Settings) -> None:
     import scale_page
 
     if settings.tiny:
-        settings = replace(settings, repeats=1, out=settings.out.with_name("scale_tiny.json"))
+        settings = replace(settings, repeats=1, out=common.ROOT / "runs" / "scale_tiny.json")
     if not settings.page:
         measure(settings)
     if not settings.tiny:
@@ -285,6 +285,7 @@ def main(settings: Settings) -> None:
 
 def measure(settings: Settings) -> None:
     """Measure what the file of results does not say, which is written after each point."""
+    files.make_folder(settings.out.parent)
     rows = _known(settings)
     wanted = list(asked(settings.tiny))
     began, done = time.perf_counter(), 0
@@ -303,11 +304,13 @@ def _said(settings: Settings) -> dict[str, Any]:
 
 
 def _known(settings: Settings) -> list[dict[str, Any]]:
-    """Rows that were measured before with the same settings."""
+    """Rows that were measured before: same settings, machine, versions and commit."""
     if not settings.out.is_file():
         return []
-    content = files.read_json(settings.out, "settings", "rows")
-    return content["rows"] if content["settings"] == _said(settings)["settings"] else []
+    asked = _said(settings) | _where()
+    content = files.read_json(settings.out, "rows", *asked)
+    same = all(content[name] == value for name, value in asked.items())
+    return content["rows"] if same else []
 
 
 def _where() -> dict[str, Any]:

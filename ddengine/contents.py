@@ -254,6 +254,7 @@ class ChoicesFile(TypedDict, total=False):
 
     objectives: Required[list[Mapping[str, Count | str | bool | None]]]
     scales: list[Positive]  # of the losses in networks that take turns
+    compile: bool  # whether the inner training is compiled, where that was left to the machine
 
 
 class SweepFile(TypedDict, total=False):

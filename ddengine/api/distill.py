@@ -257,7 +257,7 @@ def distill(
             else; data or settings that do not go.
     """
     began = time.perf_counter() - seconds_before
-    _check_asked(recipe, seed, precision, folder)
+    _check_asked(recipe, seed, precision, folder, compile)
     with log.shown(progress):
         job = job_of(
             dataset_of(data) if classes is None else Dataset.of(data, classes),
@@ -280,13 +280,15 @@ def distill(
         return _read_or_kept(job, keep)
 
 
-def _check_asked(recipe: Any, seed: Any, precision: Any, folder: Any) -> None:
-    """Raise UserError for what is no recipe, seed, precision or folder.
+def _check_asked(recipe: Any, seed: Any, precision: Any, folder: Any, compile: Any) -> None:
+    """Raise UserError for what is no recipe, seed, precision, folder or choice of `compile`.
 
     And in a group of processes that a user's program has joined.
     """
     check_recipe(recipe)
     check_run(seed, precision)
+    if not isinstance(compile, bool) and compile != "auto":  # 1 equals True and is not it
+        raise UserError(f"compile is {compile!r}; give True, False or 'auto'.")
     if folder != AUTO:
         check_folder(folder)
     if dist.num_ranks() > 1 and not dist.started_here():

@@ -1,6 +1,7 @@
 """A set with fewer of its images."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from ddengine.sets.synthetic import SyntheticSet
 from ddengine.sets.thinning import Margins, item_areas, items_left, thinned
 from ddengine.system import claims, files, log, runtime
 from ddengine.system.errors import UserError
+from ddengine.system.rng import generator, seed_from
 
 # what meta.json says of the set itself, so anew of the other one
 OF_THE_SET = ("format", "codec", "space", "labels_digest", "bytes", "images_per_class")
@@ -58,10 +60,7 @@ def thin(
             out or nothing, a folder that is there.
     """
     check_run(seed, "fp32")
-    require_at_least("networks", networks)
-    require(0 <= hardest <= 1, f"hardest is a share between 0 and 1, got {hardest:g}.")
-    if (items is None) == (budget is None):
-        raise UserError("Say either items, what each class keeps, or a budget of bytes.")
+    _check_numbers(items, budget, hardest, networks)
     check_folder(folder)
     where = None if folder is None else Path(folder)
     if where is not None:
@@ -81,21 +80,39 @@ def thin(
     return Distilled(fewer, meta, where, asked.splits)
 
 
+def _check_numbers(items: Any, budget: Any, hardest: Any, networks: Any) -> None:
+    """Raise UserError for what is no number, and unless `items` or a `budget` is given."""
+    if (items is None) == (budget is None):
+        raise UserError("Say either items, what each class keeps, or a budget of bytes.")
+    counts = {"networks": networks}
+    counts |= {"items": items} if budget is None else {"budget": budget}
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise UserError(f"{name} is {count!r}; give a whole number.")
+    require_at_least("networks", networks)
+    if not isinstance(hardest, int | float) or isinstance(hardest, bool):
+        raise UserError(f"hardest is {hardest!r}; give a number between 0 and 1.")
+    require(0 <= hardest <= 1, f"hardest is a share between 0 and 1, got {hardest:g}.")
+
+
 def _areas(syn: SyntheticSet, asked: Distilled, networks: int, seed: int) -> Tensor:
     """The area (S,) of each stored item, over so many networks."""
     thinned(syn, torch.arange(len(syn.classes)))  # refuses a codec before anything is trained
     margins = Margins(syn.classes[syn.source])
     home = asked.meta["recipe"]["model"]
     config = asked_protocol(asked, None)
+    # margins are those of the classes, and teachers of dynamic labels are not asked
+    labels = "hard" if config.labels == "dynamic" else None
     for network in range(networks):
         log.say(f"network {network + 1} of {networks} learns the set")
         train_one(
             syn,
             home,
             config,
-            seed=seed + network,
+            seed=seed_from(generator(seed, "thin", network)),
             device=syn.classes.device,
             home=home,
+            labels=labels,
             observe=margins.see,
         )
     return item_areas(margins.areas(), syn.source, len(syn.classes))
@@ -104,13 +121,22 @@ def _areas(syn: SyntheticSet, asked: Distilled, networks: int, seed: int) -> Ten
 def _number(syn: SyntheticSet, items: int | None, budget: int | None) -> int:
     """Stored items that each class keeps. Raises UserError for none, or for all."""
     per_class = syn.classes.bincount(minlength=len(syn.class_names))
-    fewest = int(per_class.min())
+    fewest, most = int(per_class.min()), int(per_class.max())
+    if most == 1:
+        raise UserError(
+            "The set has one stored image of a class, so none can go; thin a set with more."
+        )
     if items is None:
         assert budget is not None
         items = syn.codec.most_items(budget, syn.image_shape, len(syn.class_names))
-    if not 1 <= items < fewest or fewest != int(per_class.max()):
+    if fewest != most:
         raise UserError(
-            f"The set has {fewest} to {int(per_class.max())} stored images of a class and is to "
-            f"keep {items}; ask for 1 to {fewest - 1}, of a set that has as many of each class."
+            f"The set has {fewest} to {most} stored images of a class, and each class is to keep "
+            "as many; thin a set that has as many of each."
+        )
+    if not 1 <= items < fewest:
+        raise UserError(
+            f"The set has {fewest} stored images of each class and is to keep {items}; ask for 1 "
+            f"to {fewest - 1}."
         )
     return items

@@ -34,13 +34,23 @@ LOOKING = EvalConfig(protocol="coreset", epochs=10**9, augment=AugmentConfig(ops
 CAD_WINDOWS = 2  # windows of epochs that are averaged, as published
 
 
-def check_ipc(real: RealSet, ipc: int, class_names: tuple[str, ...]) -> None:
-    """Raise UserError naming the smallest class where it has fewer than `ipc` images."""
+def check_ipc(real: RealSet, ipc: int, class_names: tuple[str, ...], skip: int = 0) -> None:
+    """Raise UserError naming the smallest class where it has fewer than `ipc` images.
+
+    And fewer than these beside `skip` that are passed over, of which init.skip is the share.
+    """
     fewest, name = min(zip(map(len, real.members), class_names, strict=True))
     if ipc > fewest:
         raise UserError(
             f"ipc {ipc} is more than the {fewest} training images of class {name!r}; lower ipc to "
             f"{fewest}, or give that class more images."
+        )
+    if ipc + skip > fewest:
+        share = (100 * (fewest - ipc) // ipc) / 100  # rounded down, so that it does
+        raise UserError(
+            f"init.skip passes over {skip} images of each class before ipc {ipc} are taken, and "
+            f"class {name!r} has {fewest} training images; lower init.skip to {share:g}, or lower "
+            "ipc."
         )
 
 
@@ -190,7 +200,7 @@ def ranked_index(
 
     The first `skip` of each class are passed over. Among equal ones `rng` draws.
     """
-    check_ipc(real, ipc + skip, class_names)
+    check_ipc(real, ipc, class_names, skip)
     chosen = []
     for members in real.members:
         drawn = members[torch.randperm(len(members), generator=rng)]
@@ -500,7 +510,7 @@ def choose(
     if kind == "facility":
         return facility_index(real, ipc, class_names, embed())
     assert new_model is not None, "a network is needed for this kind"
-    check_ipc(real, ipc + skip, class_names)
+    check_ipc(real, ipc, class_names, skip)  # before any network is trained
     scoring = Scoring(
         new_model=new_model,
         rng=rng,

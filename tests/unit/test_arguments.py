@@ -36,6 +36,13 @@ def result():
     return ddengine.distill(DIGITS, recipe(), progress=False)
 
 
+@pytest.mark.parametrize("wrong", ["on", "yes", 1, None])
+def test_compile_is_one_of_three(wrong):
+    """What is none of them is refused, and not taken for a no."""
+    with pytest.raises(UserError, match=f"compile is {wrong!r}; give True, False or 'auto'"):
+        ddengine.distill(DIGITS, recipe(), compile=wrong, progress=False)
+
+
 @pytest.fixture
 def work(tmp_path, monkeypatch) -> Path:
     """An empty folder that the test is in."""

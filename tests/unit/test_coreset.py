@@ -302,10 +302,14 @@ def test_images_are_passed_over_where_they_are_ranked():
     """A share of those that are chosen, cut to whole images, which must be there beside them."""
     config = InitConfig(kind="el2n", skip=0.7, steps=10, networks=1)
     assert (config.num_skipped(4), config.num_skipped(10)) == (2, 7)
-    with pytest.raises(UserError, match="ipc 12 is more than the 10 training images"):
-        selected_index(
-            real_set(), 7, NAMES, generator(0), replace(config, skip=0.8), new_model=new_model
-        )
+    more = replace(config, skip=0.8)
+    words = r"init\.skip passes over 5 .* ipc 7 .* has 10 .*; lower init\.skip to 0\.42, or"
+    with pytest.raises(UserError, match=words):
+        selected_index(real_set(), 7, NAMES, generator(0), more, new_model=new_model)
+    less = replace(config, skip=0.42)
+    assert len(selected_index(real_set(), 7, NAMES, generator(0), less, new_model=new_model)) == (
+        7 * len(NAMES)
+    )
     with pytest.raises(UserError, match=r"init\.skip passes over .* init\.kind herding has none"):
         InitConfig(kind="herding", skip=0.5)
     with pytest.raises(UserError, match=r"init\.skip is a share of ipc"):

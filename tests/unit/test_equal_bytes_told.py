@@ -13,10 +13,16 @@ import equal_bytes  # noqa: E402
 import equal_bytes_told as told  # noqa: E402
 
 
+def mean(accuracies):
+    """Of networks that did not diverge."""
+    counted = [accuracy for accuracy in accuracies if accuracy is not None]
+    return sum(counted) / len(counted) if counted else None
+
+
 def a_row(kind, accuracies, num_bytes=1000):
     networks = [{"seed": seed, "accuracy": a} for seed, a in enumerate(accuracies)]
     return {
-        "set": kind, "accuracy_mean": sum(accuracies) / len(accuracies), "accuracies": networks,
+        "set": kind, "accuracy_mean": mean(accuracies), "accuracies": networks,
         "images": 10, "bytes": num_bytes, "ledger": {"labels": 80},
     }  # fmt: skip
 
@@ -127,3 +133,45 @@ def test_what_does_not_fit_into_few_bytes_is_left_out():
     cells = equal_bytes.final(["haba", "siren"], "dm-ipc1:u8")
     assert {cell.form for cell in cells} == {"plain", "siren"}
     assert "--codec.bounded" in cells[0].row(tiny=False).flags
+
+
+def test_a_set_without_a_distillation_has_no_point(tmp_path):
+    """Its line says so; what diverged is counted also where others of a distillation did not."""
+    runs = [
+        a_run("siren", a_row("distilled", [0.8, 0.8]), seed=1),
+        a_run("siren", a_row("distilled", [None, None]), seed=2),
+    ]
+    assert told.points(runs) == []
+    assert "| siren | 10 | 1000 | 80 | diverged | 2 x 2, 2 diverged |" in told.text(runs, 2)
+    told.plot(tmp_path / "none.png", runs)
+    runs.append(a_run("plain", a_row("distilled", [0.5, None, 0.7])))
+    (point,) = told.points(runs)
+    assert (point.form, point.diverged, point.networks) == ("plain", 1, 3)
+    assert "| 1 x 3, 1 diverged |" in told.text(runs, 3)
+
+
+def test_final_rows_have_other_seeds_than_the_screening():
+    """Real images stand beside the first of them; fits in fewer steps are said."""
+    cells = equal_bytes.final(["siren"], "dm-ipc10:f32")
+    assert {cell.seed for cell in cells} == {1, 2, 3}
+    assert not {cell.seed for cell in cells} & {cell.seed for cell in equal_bytes.screening()}
+    with_controls = [cell for cell in cells if cell.row(tiny=False).baselines]
+    assert [(cell.form, cell.seed) for cell in with_controls] == [("plain", 1), ("siren", 1)]
+    (note,) = equal_bytes.fewer_fits(cells)
+    assert note.endswith(": siren at ipc10 in 500 of 2000.")
+    assert note in told.text([a_run("siren", a_row("distilled", [0.5]))], 1, [note])
+    assert equal_bytes.fewer_fits(equal_bytes.final([], "dm-ipc10:f32")) == []
+
+
+def test_a_table_without_a_row_stops_no_other(tmp_path, monkeypatch, capsys):
+    """`cifar` makes the folder of `final` with what was chosen alone."""
+    monkeypatch.setattr(equal_bytes, "ROOT", tmp_path)
+    monkeypatch.setattr(equal_bytes.table, "ROOT", tmp_path)
+    content = {"screening": "none", "forms": ["siren"]}
+    for name in ("final", "cifar"):
+        folder = tmp_path / "runs" / f"equal_bytes_{name}"
+        folder.mkdir(parents=True)
+        equal_bytes.files.write_json(folder / "chosen.json", content)
+    equal_bytes.main(["table"])
+    said = capsys.readouterr().out
+    assert "No row of final is done" in said and "No row of cifar is done" in said

@@ -16,6 +16,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import cells
 import common
 import gpu
+import scale
 
 EXPECTED = {"distill": 5000.0, "evaluate": 100.0}
 
@@ -28,7 +29,7 @@ def commands(monkeypatch):
     def stand_in(words, seconds, log):
         _, _, verb, *rest = words
         seen.append(verb)
-        log.write_text(f"about to {verb}\nthe end of {verb}\n")
+        log.write_text(f"about to {verb}\nthe end of {verb} in {log.parent}/run.\n")
         if said.get(verb):
             return said[verb].pop()
         if verb == "estimate":
@@ -81,7 +82,7 @@ def test_cells_are_run_once_and_told_beside_their_figures(tmp_path, commands):
 def test_hours_that_are_over_stop_the_cells_which_go_on(tmp_path, commands):
     """The row of a cell that was stopped says that it is not finished."""
     seen, said = commands
-    said["distill"] = [143]
+    said["distill"] = [common.UNFINISHED]
     asked = settings(tmp_path, "dsa/cifar10_ipc1", "dc/cifar10_ipc1")
     assert cells.main(asked) == common.UNFINISHED
     assert seen == ["distill"]
@@ -102,13 +103,16 @@ def test_a_cell_that_fails_is_said_and_others_run(tmp_path, commands, capsys):
     assert "ended with 1: the end of distill" in capsys.readouterr().out
     rows = rows_in(asked)
     assert rows["dc/cifar10_ipc1"]["ours"] is not None
-    assert "the end of distill" in rows["dsa/cifar10_ipc1"]["failed"]
+    assert (
+        rows["dsa/cifar10_ipc1"]["failed"] == "the end of distill in dsa_cifar10_ipc1/seed_0/run."
+    )
+    assert str(tmp_path) not in (asked.out / "published_cells.json").read_text()
 
 
 def test_outer_steps_are_cut_to_the_hours_once(tmp_path, commands):
     """A second of 5000 steps of a second, beside 100 of the evaluation; the row says what is cut."""
     seen, said = commands
-    said["distill"] = [143]
+    said["distill"] = [common.UNFINISHED]
     asked = settings(tmp_path, "mtt/cifar10_ipc1", hours=0.5)
     assert cells.main(asked) == common.UNFINISHED and seen == ["buffer", "estimate", "distill"]
     assert cells.main(settings(tmp_path, "mtt/cifar10_ipc1", hours=2)) == 0
@@ -118,6 +122,37 @@ def test_outer_steps_are_cut_to_the_hours_once(tmp_path, commands):
     number = int(steps.split()[0])
     assert 1340 < number <= 0.8 * (1800 - 100) and steps.endswith("outer steps for 5000")
     assert cells.fitting(5000, EXPECTED, 10**6) == 5000 and cells.fitting(5000, EXPECTED, 90) == 0
+
+
+def test_a_folder_with_a_blank_and_others_are_cut_from_a_line(tmp_path):
+    asked = settings(tmp_path / "a b")
+    line = f"no '/else where/x', see {asked.runs}/log, https://x.org/a/b and/or 1 / 2 of /data."
+    said = "no 'else where/x', see log, https://x.org/a/b and/or 1 / 2 of data."
+    assert cells.without_folders(line, asked) == said
+
+
+def test_a_share_that_holds_no_step_ends_no_other_cell(tmp_path, commands, monkeypatch):
+    """Two cells share 300 s: half of them are fewer than an evaluation and a step of 40 s take."""
+    seen, _ = commands
+    monkeypatch.setitem(EXPECTED, "distill", 5000 * 45.0)
+    asked = settings(tmp_path, "mtt/cifar10_ipc1", "mtt/cifar10_ipc10", hours=300 / 3600)
+    assert cells.main(asked) == common.UNFINISHED
+    assert seen == ["buffer", "estimate", *("buffer", "estimate", "distill", "evaluate")]
+    rows = rows_in(asked)
+    assert rows["mtt/cifar10_ipc1"]["ours"] is None
+    assert rows["mtt/cifar10_ipc10"]["ours"] is not None
+
+
+def test_a_rehearsal_leaves_results_alone_and_a_refused_call_too(tmp_path, commands):
+    asked = settings(tmp_path, "random_dsa_ipc1")
+    rehearsal = cells.Settings(**{**vars(asked), "rehearse": True, "out": None})
+    cells.main(rehearsal)
+    assert json.loads((rehearsal.runs / "published_cells.json").read_text())["rehearsal"]
+    with pytest.raises(UserError, match="other settings"):
+        cells.main(asked)
+    assert not asked.out.exists()
+    real = cells.Settings(**{**vars(rehearsal), "rehearse": False})
+    assert real.results == common.ROOT / "docs" / "results"
 
 
 def test_cells_of_other_settings_and_unknown_ones_are_refused(tmp_path, commands):
@@ -195,3 +230,43 @@ def test_a_command_that_is_stopped_ends_what_it_started(tmp_path):
     assert "begun" in log.read_text()
     code = common.stopped_after([sys.executable, "-S", "-c", "raise SystemExit(7)"], 30, log)
     assert code == 7 and not common.was_stopped(code)
+
+
+def test_a_command_that_does_not_end_is_killed_within_its_seconds(tmp_path):
+    """It is stopped; one that others kill has failed."""
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    began = time.monotonic()
+    code = common.stopped_after([sys.executable, "-S", "-c", deaf], 1.0, tmp_path / "log")
+    assert common.was_stopped(code) and 0.9 < time.monotonic() - began < 30
+    killed = "import os; os.kill(os.getpid(), 9)"
+    code = common.stopped_after([sys.executable, "-S", "-c", killed], 60, tmp_path / "log")
+    assert code == -9 and not common.was_stopped(code)
+
+
+# What time and memory grow with.
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """Stand-ins for what `scale.py` measures, noted in the list that is returned."""
+    seen = []
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.setattr(scale, "measured", lambda one, settings: seen.append(one) or {"x": 1})
+    monkeypatch.setattr(scale.runtime, "commit", lambda: "c")
+    return seen
+
+
+def test_a_rehearsal_of_scale_goes_on_with_rows_of_the_same_commit(tmp_path, measured, monkeypatch):
+    """It lies below runs; rows of another commit are measured again."""
+    asked = scale.Settings(tiny=True)
+    points = len(list(scale.asked(tiny=True)))
+    scale.main(asked)
+    written = tmp_path / "runs" / "scale_tiny.json"
+    assert len(files.read_json(written)["rows"]) == len(measured) == points
+    scale.main(asked)
+    assert len(measured) == points
+    monkeypatch.setattr(scale.runtime, "commit", lambda: "d")
+    scale.main(asked)
+    assert len(measured) == 2 * points
+    content = files.read_json(written)
+    assert content["commit"] == "d" and len(content["rows"]) == points

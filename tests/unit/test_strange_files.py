@@ -173,6 +173,7 @@ def test_json_that_is_read():
         ("evaluation.json", {"rows": [ROW | {"n": 3, "accuracies": []}]}, "are 0, and n and"),
         ("manifest.json", {"epochs": [0, "1"]}, r'epochs\[1\] is "1"'),
         ("choices.json", {"objectives": {}}, "objectives is an object of nothing"),
+        ("choices.json", {"objectives": [], "compile": "off"}, 'compile is "off", and must be'),
         (".digests.json", {"files": {"a": 3}}, "files.a is 3, and must be text"),
         ("scores.json", {"scores": [{"model": "mlp"}]}, r"it lacks scores\[0\].scores"),
         ("ranking.json", {"sets": {}}, "sets is an object of nothing, and must be a list"),

@@ -1,5 +1,6 @@
 """Sets of which some stored images are left out, by how well networks learn them."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from helpers import run, shipped_loader
 from loops import for_each
 
 import ddengine
+import synth
+from ddengine.api import thin
 from ddengine.data import Preprocess
 from ddengine.sets.codec import (
     Codec,
@@ -109,6 +112,58 @@ def test_both_ends_of_each_class_go():
     assert left(0.0) == [1, 2, 3, 6, 7, 8]  # the lowest stay
     assert left(1.0) == [0, 2, 4, 5, 7, 9]
     assert left(0.5) == [2, 3, 4, 7, 8, 9]
+
+
+@pytest.fixture(scope="module")
+def two_of_each():
+    """A set in memory that is evaluated with dynamic labels, of which its teachers are gone."""
+    recipe = synth.find(
+        "dm/digits_ipc1",
+        model="mlp",
+        ipc=2,
+        data={"limit": 100},
+        objective={"real_batch": 2},
+        outer={"steps": 0, "evaluate_every": 0, "picture_every": 0},
+        evaluation={"epochs": 2},
+    )
+    distilled = ddengine.distill(None, recipe, progress=False)
+    meta = copy.deepcopy(distilled.meta)
+    meta["recipe"]["evaluation"]["labels"] = "dynamic"
+    return replace(distilled, meta=meta)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"items": "3"}, "items is '3'; give a whole number"),
+        ({"items": 2.5}, r"items is 2\.5; give a whole number"),
+        ({"items": True}, "items is True; give a whole number"),
+        ({"budget": "x"}, "budget is 'x'; give a whole number"),
+        ({"items": 1, "networks": 1.5}, r"networks is 1\.5; give a whole number"),
+        ({"items": 1, "hardest": "a"}, "hardest is 'a'; give a number between"),
+    ],
+)
+def test_what_is_no_number_is_refused(wrong, words):
+    with pytest.raises(UserError, match=words):
+        ddengine.thin("a set that is not looked for", **wrong)
+
+
+def test_teachers_are_not_asked_and_networks_have_streams_of_their_own(two_of_each, monkeypatch):
+    """Two seeds next to each other have no network in common; one of each class cannot go."""
+    seeds = []
+    train_one = thin.train_one
+
+    def trained(*args, seed, **how):
+        seeds.append(seed)
+        return train_one(*args, seed=seed, **how)
+
+    monkeypatch.setattr(thin, "train_one", trained)
+    for seed in (0, 1):
+        one = ddengine.thin(two_of_each, items=1, networks=2, seed=seed, progress=False)
+        assert one.classes.tolist() == list(range(10))
+    assert len(set(seeds)) == 4
+    with pytest.raises(UserError, match="one stored image of a class, so none can go"):
+        ddengine.thin(one, items=1, progress=False)
 
 
 @pytest.mark.usefixtures("no_chart")
