@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddengine import contents, naming
+from ddengine.api.checks import check_folder
 from ddengine.api.inputs import AUTO, default_folder
 from ddengine.api.results import Distilled
 from ddengine.artefact import runs
@@ -142,3 +143,21 @@ def _check_identity(file: Path, content: Mapping[str, Any], identity: str | None
             f"{file} was made with other settings, images or experts; begin anew with "
             "--restart, or name another folder with --out."
         )
+
+
+@contextmanager
+def new_folder(folder: Any, command: str) -> Iterator[Path | None]:
+    """A folder that a command writes a set into, claimed for it; None where nothing is kept.
+
+    Raises UserError for what is no folder, and one that holds something, also where another command
+    has written it while it was waited for.
+    """
+    check_folder(folder)
+    place = None if folder is None else Path(folder)
+    if place is None:
+        yield None
+        return
+    files.refuse_full(place)
+    with claims.claimed(place, command):
+        files.refuse_full(place)
+        yield place

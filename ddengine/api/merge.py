@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from ddengine.api.checks import check_folder
 from ddengine.api.evaluate import data_settings
 from ddengine.api.inputs import Images, preprocess_of
+from ddengine.api.keeping import new_folder
 from ddengine.api.results import Distilled, on_device, opened
 from ddengine.artefact import folder as folders
 from ddengine.artefact import merging
 from ddengine.data import Preprocess
-from ddengine.system import claims, files, log
+from ddengine.system import log
 from ddengine.system.errors import UserError
 
 
@@ -44,13 +44,7 @@ def merge(
     """
     if isinstance(sets, str | Path | Distilled) or not sets:
         raise UserError("merge takes a list of sets or folders; give it at least one.")
-    check_folder(folder)
-    where = None if folder is None else Path(folder)
-    if where is not None:
-        files.refuse_full(where)
-    with log.shown(progress), claims.claimed(where, "merge"):
-        if where is not None:  # another command may have written it while it was waited for
-            files.refuse_full(where)
+    with log.shown(progress), new_folder(folder, "merge") as where:
         asked = [opened(of) for of in sets]
         merging.check_named([of.meta for of in asked])
         members = [_member(of) for of in asked]

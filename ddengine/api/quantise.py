@@ -6,11 +6,12 @@ from typing import Literal
 
 import torch
 
+from ddengine.api.keeping import new_folder
 from ddengine.api.results import Distilled, on_device, opened
 from ddengine.artefact import folder as folders
 from ddengine.sets.codec import Quantised
 from ddengine.sets.quantising import quantised, within
-from ddengine.system import files, log
+from ddengine.system import log
 
 # what meta.json says of the set itself, so anew of the other one
 OF_THE_SET = ("format", "codec", "space", "labels_digest", "bytes", "images_per_class")
@@ -48,10 +49,7 @@ def quantise(
         UserError: a set whose images are made of other things, a budget that is too small, a folder
             that is there.
     """
-    where = None if folder is None else Path(folder)
-    if where is not None:
-        files.refuse_full(where)
-    with log.shown(progress):
+    with log.shown(progress), new_folder(folder, "quantise") as where:
         asked = opened(of)
         syn = on_device(asked, torch.device("cpu"))
         codec = Quantised(bits=bits, region=region, patch=patch, groups=groups)
@@ -61,6 +59,5 @@ def quantise(
         meta = {name: fact for name, fact in asked.meta.items() if name not in OF_THE_SET}
         meta["quantised"] = {"bits": bits, "region": region, "patch": patch, "groups": codec.groups}
         if where is not None:
-            files.make_folder(where.parent)
             folders.save(small, where, meta, asked.splits or None)
     return Distilled(small, meta, where, asked.splits)

@@ -6,15 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddengine.api.checks import check_folder, check_run
+from ddengine.api.checks import check_run
 from ddengine.api.evaluate import asked_protocol
+from ddengine.api.keeping import new_folder
 from ddengine.api.results import Distilled, on_device, opened
 from ddengine.artefact import folder as folders
 from ddengine.evaluation.train import train_one
 from ddengine.recipe import require, require_at_least
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.sets.thinning import Margins, item_areas, items_left, thinned
-from ddengine.system import claims, files, log, runtime
+from ddengine.system import log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator, seed_from
 
@@ -61,13 +62,7 @@ def thin(
     """
     check_run(seed, "fp32")
     _check_numbers(items, budget, hardest, networks)
-    check_folder(folder)
-    where = None if folder is None else Path(folder)
-    if where is not None:
-        files.refuse_full(where)
-    with log.shown(progress), claims.claimed(where, "thin"):
-        if where is not None:  # another command may have written it while it was waited for
-            files.refuse_full(where)
+    with log.shown(progress), new_folder(folder, "thin") as where:
         asked = opened(of)
         syn = on_device(asked, runtime.setup(device, "fp32"))
         num = _number(syn, items, budget)

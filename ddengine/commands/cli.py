@@ -7,6 +7,7 @@ import io
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import tyro
@@ -164,3 +165,10 @@ def _complain(sentence: str) -> None:
         log.complain(sentence)
     elif dist.started_here() and not dist.first_has_said(sentence):
         log.complain(f"rank {dist.rank()}: {sentence}")
+
+
+def needed_folder(out: Path | None, command: str) -> Path:
+    """The folder that --out names. Raises UserError where it names none."""
+    if out is None:
+        raise UserError(f"{program.name()} {command} needs a folder to write; name it with --out.")
+    return out

@@ -8,9 +8,9 @@ from buffers.exchange import PER_FILE, export
 from ddengine.artefact.export import Format
 from ddengine.artefact.runs import is_set
 from ddengine.artefact.tars import PER_SHARD
+from ddengine.commands import cli
 from ddengine.commands.on_set import OnPaths
-from ddengine.system import log, program
-from ddengine.system.errors import UserError
+from ddengine.system import log
 
 
 def is_store(path: Path) -> bool:
@@ -48,18 +48,17 @@ def main(args: list[str]) -> None:
     """
     path, flags = COMMAND.path(args)
     options = COMMAND.parse(path, flags)
-    if options.out is None:
-        raise UserError(f"{program.name()} export needs a folder to write; name it with --out.")
+    out = cli.needed_folder(options.out, "export")
     written = export(
         path,
         options.format,
-        options.out,
+        out,
         per_file=options.per_file,
         per_shard=options.per_shard,
         title=options.title,
         license=options.license,
     )
-    log.say(said(written, options.out))
+    log.say(said(written, out))
 
 
 def said(written: Sequence[Path], folder: Path) -> str:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import ddengine
 from ddengine.api.evaluate import data_settings
+from ddengine.commands import cli
 from ddengine.commands.on_set import OnPaths
 from ddengine.system import log, program
-from ddengine.system.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,12 @@ def main(args: list[str]) -> None:
     """The command."""
     paths, flags = COMMAND.paths(args)
     options = COMMAND.parse("SET SET...", flags)
-    if options.out is None:
-        raise UserError(f"{program.name()} merge needs a folder to write; name it with --out.")
-    merged = ddengine.merge(paths, options.out, preprocess=options.preprocess)
-    log.say(f"{len(merged)} images of {len(merged.class_names)} classes in {options.out}")
+    out = cli.needed_folder(options.out, "merge")
+    merged = ddengine.merge(paths, out, preprocess=options.preprocess)
+    log.say(f"{len(merged)} images of {len(merged.class_names)} classes in {out}")
     roots = {data_settings(ddengine.load(path)).root for path in paths}
     more = []
     if roots != {None}:
         (root,) = roots if len(roots) == 1 else ["IMAGES_OF_ALL_CLASSES"]
         more = ["--data.root", str(root)]
-    log.say(f"evaluate them with {program.as_typed('evaluate', str(options.out), *more)}")
+    log.say(f"evaluate them with {program.as_typed('evaluate', str(out), *more)}")

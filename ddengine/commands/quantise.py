@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 import ddengine
+from ddengine.commands import cli
 from ddengine.commands.on_set import OnPaths
 from ddengine.system import log, program
-from ddengine.system.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +29,16 @@ def main(args: list[str]) -> None:
     """The command."""
     path, flags = COMMAND.path(args)
     options = COMMAND.parse(path, flags)
-    if options.out is None:
-        raise UserError(f"{program.name()} quantise needs a folder to write; name it with --out.")
+    out = cli.needed_folder(options.out, "quantise")
     before = ddengine.load(path)
     small = ddengine.quantise(
         before,
-        options.out,
+        out,
         bits=options.bits,
         region=options.region,
         patch=options.patch,
         groups=options.groups,
         budget=options.bytes,
     )
-    log.say(f"{before.nbytes:,} bytes became {small.nbytes:,} in {options.out}")
-    log.say(f"evaluate it with {program.as_typed('evaluate', str(options.out))}")
+    log.say(f"{before.nbytes:,} bytes became {small.nbytes:,} in {out}")
+    log.say(f"evaluate it with {program.as_typed('evaluate', str(out))}")

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ddengine
+from ddengine.commands import cli
 from ddengine.commands.on_set import OnPaths
 from ddengine.system import log, program
-from ddengine.system.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +30,11 @@ def main(args: list[str]) -> None:
     """The command."""
     path, flags = COMMAND.path(args)
     options = COMMAND.parse(path, flags)
-    if options.out is None:
-        raise UserError(f"{program.name()} thin needs a folder to write; name it with --out.")
+    out = cli.needed_folder(options.out, "thin")
     before = ddengine.load(path)
     fewer = ddengine.thin(
         before,
-        options.out,
+        out,
         items=options.items,
         budget=options.bytes,
         hardest=options.hardest,
@@ -45,6 +44,6 @@ def main(args: list[str]) -> None:
     )
     log.say(
         f"{len(before.classes)} stored images of {before.nbytes:,} bytes became "
-        f"{len(fewer.classes)} of {fewer.nbytes:,} in {options.out}"
+        f"{len(fewer.classes)} of {fewer.nbytes:,} in {out}"
     )
-    log.say(f"evaluate it with {program.as_typed('evaluate', str(options.out))}")
+    log.say(f"evaluate it with {program.as_typed('evaluate', str(out))}")

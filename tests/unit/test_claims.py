@@ -186,6 +186,8 @@ def test_no_set_or_store_is_written_into_a_folder_of_another(tmp_path, holder):
     out = tmp_path / "run"
     for write in (
         lambda: ddengine.merge([tmp_path / "nothing"], out),
+        lambda: ddengine.quantise(tmp_path / "nothing", out),
+        lambda: ddengine.thin(tmp_path / "nothing", out, items=1),
         lambda: ddengine.export(tmp_path / "nothing", "folders", out),
         lambda: buffers.export(tmp_path / "store", "mtt", out),
         lambda: buffers.bring_in(recipe, tmp_path / "images_1.pt", out=out),
