@@ -11,8 +11,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -53,15 +53,24 @@ def peak() -> int:
     return int(line.split()[1]) * 1024
 
 
-def apart(target: Any, *args: Any) -> Any:
-    """What `target` sends through its first argument, a pipe, from a process of its own."""
+@contextmanager
+def beside(target: Any, *args: Any) -> Iterator[Any]:
+    """The other end of the pipe that `target` gets first, in a process that runs meanwhile."""
     pipe, child = mp.get_context("spawn").Pipe()
     process = mp.get_context("spawn").Process(target=target, args=(child, *args))
     process.start()
     child.close()  # so that a process that dies ends the waiting
-    result = pipe.recv()
-    process.join()
-    return result
+    try:
+        yield pipe
+    finally:
+        pipe.close()
+        process.join()
+
+
+def apart(target: Any, *args: Any) -> Any:
+    """What `target` sends through its first argument, a pipe, from a process of its own."""
+    with beside(target, *args) as pipe:
+        return pipe.recv()
 
 
 def stopped_after(words: Sequence[str], seconds: float, log: Path) -> int:
