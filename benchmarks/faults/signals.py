@@ -3,9 +3,9 @@
     python benchmarks/faults/signals.py --times 5
 
 Each signal is sent in each stage after a random share of its computation. The exit code must be 128
-and the number of the signal, but where the work was done before it came, and the same command must
-come to the numbers of an unbroken run. Of a distillation no step may be made twice. A signal is not
-sent while Python imports, in which it ends the program as any other.
+and the number of the signal, and the same command must come to the numbers of an unbroken run. A
+signal that came when the work was done does not count. Of a distillation no step may be made twice.
+A signal is not sent while Python imports, in which it ends the program as any other.
 """
 
 import json
