@@ -7,7 +7,8 @@ the compiled code, which a later run of the same shapes starts from.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -71,6 +72,22 @@ class Measured(NamedTuple):
     share: float  # of the time of a step that a compiled one takes
 
 
+@contextmanager
+def code_beside(folder: Path, compile: Compile) -> Iterator[None]:
+    """Within the block torch keeps compiled code beside the folder of a run.
+
+    Unless nothing is compiled, or the user has named a place for it.
+    """
+    if not compile or CODE in os.environ:
+        yield
+        return
+    os.environ[CODE] = str((folder.parent / FOLDER / "code").absolute())
+    try:
+        yield
+    finally:
+        os.environ.pop(CODE, None)
+
+
 def settled(
     asked: Asked,
     syn: SyntheticSet,
@@ -81,11 +98,9 @@ def settled(
     """The objective of a run, compiled where that was chosen, and the choice as it is stored.
 
     In the folder of a run that was begun it is as it was chosen then. Where there is nothing to
-    choose, the objective as it is and nothing.
+    choose, the objective as it is and nothing. Of several ranks the first measures and chooses for
+    all.
     """
-    place = None if folder is None else folder.parent / FOLDER
-    if asked.compile and place is not None:
-        os.environ.setdefault(CODE, str((place / "code").absolute()))
     if asked.compile != "auto":
         return objective, {}
 
@@ -96,7 +111,11 @@ def settled(
         stored = contents.read_json(folder / CHOICES, "compile")
         chosen = bool(stored["compile"])
         return (make() if chosen else objective), {"compile": chosen}
-    other = _if_it_pays(asked, syn, objective, make, place)
+    other = None
+    if dist.rank() == 0:
+        place = None if folder is None else folder.parent / FOLDER
+        with dist.alone():  # the others do not take part in what is timed
+            other = _if_it_pays(asked, syn, objective, make, place)
     chosen = dist.told(other is not None)
     if not chosen:
         return objective, {"compile": False}
