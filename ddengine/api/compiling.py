@@ -23,9 +23,10 @@ from ddengine.plan.apart import timed
 from ddengine.prepare import compiled
 from ddengine.recipe import Recipe, resolved
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import dist, files, log, runtime
+from ddengine.system import dist, files, log, runtime, typed
 from ddengine.system.configs import digest
 from ddengine.system.runtime import Precision
+from ddengine.system.typed import Positive
 from ddengine.types import Compile, Experts, Json
 
 FOLDER = ".compiled"  # beside the folders of runs: what was measured, and the code
@@ -165,10 +166,15 @@ def worth(steps: int, eager: float, measured: Measured) -> bool:
 
 
 def _known(path: Path | None) -> Measured | None:
-    """What was measured before; None where nothing was."""
+    """What was measured before; None where nothing was, or nothing that can be read."""
     if path is None or not path.is_file():
         return None
-    content = contents.read_json(path, "seconds", "share")
+    try:
+        content = files.read_json(path, "seconds", "share")
+        typed.check(content, dict[str, Positive])
+    except ValueError:  # which a UserError is
+        log.say(f"{path} is damaged, so what compiling takes is measured again")
+        return None
     return Measured(float(content["seconds"]), float(content["share"]))
 
 

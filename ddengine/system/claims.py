@@ -94,7 +94,7 @@ def claimed_file(path: Path, command: str) -> Iterator[None]:
 @contextmanager
 def _locked(of: Path, lock: Path, command: str, every_rank: bool = False) -> Iterator[None]:
     """Within the block `lock` is this command's, which works in `of`."""
-    key = lock.resolve()
+    key = files.without_links(lock)
     if key in _held.get() or (dist.rank() != 0 and not every_rank):
         yield
         return

@@ -47,6 +47,11 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def without_links(path: Path) -> Path:
+    """The absolute path that a path leads to; where links lead in a circle, that of one of them."""
+    return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError there
+
+
 def refuse_existing(paths: Iterable[Path]) -> None:
     """Raise UserError for the first of these files that exists."""
     for path in paths:

@@ -228,6 +228,19 @@ def test_the_first_rank_measures_for_all(world, monkeypatch):
     assert seen == [1]
 
 
+@pytest.mark.parametrize("said", ['{"seconds": "7", "share": 0.5}', "[", '{"share": -1}'])
+def test_what_was_measured_of_compiling_and_is_damaged_is_measured_again(
+    world, tmp_path, monkeypatch, capsys, said
+):
+    seen = timings(monkeypatch, SLOW)
+    automatic(world, tmp_path / "first")
+    (kept,) = (tmp_path / compiling.FOLDER).glob("*.json")
+    kept.write_text(said)
+    automatic(world, tmp_path / "second")
+    assert seen == ["eager", "compiled"] * 2 and "is damaged" in capsys.readouterr().out
+    assert files.read_json(kept)["seconds"] == 7.0
+
+
 def test_a_compiler_that_fails_or_is_slower_is_left_out(world, tmp_path, monkeypatch, capsys):
     timings(monkeypatch, SLOW, compiled=(101.0, 7.0))
     automatic(world, tmp_path / "slower")
