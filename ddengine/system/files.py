@@ -216,9 +216,16 @@ def _flush(path: Path) -> None:
 def to_json(value: Any, indent: int | None = None) -> str:
     """JSON text of plain data.
 
-    Numbers that are not finite, which JSON does not have, become null.
+    Numbers that are not finite, which JSON does not have, become null, and bytes of names of files
+    that are no text question marks.
     """
-    return json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text if text.isascii() else as_text(text)
+
+
+def as_text(name: str) -> str:
+    """A name that can be written in UTF-8, which Linux does not ask of the names of files."""
+    return name.encode(errors="replace").decode()
 
 
 def _without_nan(value: Any) -> Any:
@@ -234,7 +241,7 @@ def _without_nan(value: Any) -> Any:
 def write_text(path: Path, text: str) -> None:
     """Text in UTF-8, its lines ended as they are."""
     with replacing(path) as temporary:
-        temporary.write_bytes(text.encode())
+        temporary.write_bytes(text.encode(errors="replace"))
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,7 +258,7 @@ def write_json(path: Path, value: Any, *, seal: bool = True) -> None:
     """
     content = sealed(value) if seal and isinstance(value, Mapping) else value
     with replacing(path) as temporary:
-        temporary.write_text(to_json(content, indent=1) + "\n")
+        temporary.write_bytes(to_json(content, indent=1).encode() + b"\n")
 
 
 def unsealed(path: Path, content: Any) -> Any:

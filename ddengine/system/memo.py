@@ -61,8 +61,8 @@ class Memo:
         self._known[key] = value
         if keep and self._path is not None:
             line = files.sealed({"identity": self._identity, "key": key, "value": value})
-            with files.naming(self._path), self._path.open("a") as file:
-                file.write(files.to_json(line) + "\n")
+            with files.naming(self._path), self._path.open("ab") as file:
+                file.write(files.to_json(line).encode() + b"\n")
 
 
 def _lines_of(path: Path, identity: str) -> dict[str, Any]:
