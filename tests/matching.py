@@ -79,17 +79,26 @@ def ours(objective, syn, *, state=None, step=0, rng=None):
 
 
 def on_ranks(monkeypatch, ranks, work):
-    """What `work` returns on each of several ranks, which are threads that wait for one another."""
-    here, barrier = threading.local(), threading.Barrier(ranks, timeout=60)
-    slots = [None] * ranks
+    """What `work` returns on each of several ranks: threads, of which one at a time computes until
+    it waits for the others, because networks are built by torch's global generator.
+    """
+    here, barrier = threading.local(), threading.Barrier(ranks, timeout=300)
+    slots, turn = [None] * ranks, threading.Lock()
+
+    def wait():
+        turn.release()
+        try:
+            barrier.wait()
+        finally:
+            turn.acquire()
 
     def united(how):
         def unite(tensors):
             tensors = list(tensors)
             slots[here.rank] = [tensor.detach().clone() for tensor in tensors]
-            barrier.wait()
+            wait()
             values = [how(of_all) for of_all in zip(*slots, strict=True)]
-            barrier.wait()  # all have read
+            wait()  # all have read
             for tensor, value in zip(tensors, values, strict=True):
                 tensor.copy_(value)
 
@@ -98,7 +107,8 @@ def on_ranks(monkeypatch, ranks, work):
     def rank(number):
         here.rank = number
         try:
-            return work()
+            with turn:
+                return work()
         except BaseException:
             barrier.abort()
             raise

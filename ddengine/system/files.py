@@ -47,6 +47,14 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def check_name(path: Path) -> None:
+    """Raise UserError for a name that no file of this program can have, or its folder."""
+    if "\0" in str(path) or as_text(str(path)) != str(path):
+        raise UserError(
+            f"{path} has a name with bytes that are no text (UTF-8); name another with --out."
+        )
+
+
 def without_links(path: Path) -> Path:
     """The absolute path that a path leads to; where links lead in a circle, that of one of them."""
     return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError there
@@ -141,6 +149,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises UserError, and leaves `path` as it is, where a file would take the place of a folder or a
     folder that of a file.
     """
+    if not path.name:
+        raise UserError(f"'{path}' is a folder, and a file is to be written; give it a name.")
     temporary = temporary_name(path)
     try:
         with naming(path):

@@ -212,6 +212,19 @@ def test_an_evaluation_claims_the_set_that_it_writes_into(tmp_path):
         contextvars.Context().run(evaluate._told, asking, None, "rows", 0.0)
 
 
+@pytest.mark.parametrize("name", ["a\0b", os.fsdecode(b"caf\xe9")])
+def test_names_that_are_no_text_are_refused(tmp_path, name):
+    """Before anything is done; libraries cannot open such files."""
+    with pytest.raises(UserError, match="bytes that are no text"), claims.claimed(Path(name), "x"):
+        raise AssertionError
+
+
+def test_a_file_needs_a_name():
+    for write in (claims.claimed_file(Path(""), "report"), files.replacing(Path(""))):
+        with pytest.raises(UserError, match=r"'\.' is a folder, and a file is to be"), write:
+            raise AssertionError
+
+
 def test_stores_are_claimed_in_one_order(tmp_path, monkeypatch):
     """So that two commands that wait do not wait for each other."""
     claimed = []
