@@ -1,7 +1,7 @@
 """Making the stores of a recipe on any images: what is missing is trained."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -82,9 +82,7 @@ def generate(
         loaded = source.load(runtime.setup(device, precision), stores.preprocess)
         _check_recipe(recipe, loaded)
         places = stores.places(loaded.train.digest)
-        with ExitStack() as all_claims:
-            for place in places:
-                all_claims.enter_context(claims.claimed(place.folder, "buffer"))
+        with _claimed(places):
             if restart:
                 _delete(places)
             experts.generate_all([_making(place, stores, config, loaded) for place in places])
@@ -93,6 +91,18 @@ def generate(
         opened = stores.open(loaded)
     assert opened is not None
     return opened
+
+
+@contextmanager
+def _claimed(places: Sequence[Place]) -> Iterator[None]:
+    """Within the block all these stores are this command's.
+
+    Every command claims them in one order, so that no two wait for each other.
+    """
+    with ExitStack() as all_claims:
+        for folder in sorted({place.folder for place in places}):
+            all_claims.enter_context(claims.claimed(folder, "buffer"))
+        yield
 
 
 def _making(place: Place, stores: Stores, config: BufferConfig, data: Data) -> experts.Making:

@@ -9,7 +9,6 @@ finite, which is skipped for its group alone.
 Each group has a folder with its checkpoint and its log, groups/0003, until the set is written.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ddengine import loop
+from ddengine import contents, loop
 from ddengine.loop import Counters, Finish, Kept
 from ddengine.objective import Group, Objective
 from ddengine.recipe import OuterConfig
@@ -158,10 +157,14 @@ def _write_log(folder: Path, num: int, accuracy: float | None, board: log.Board 
 
     The board has what it says.
     """
-    texts = [(_folder_of(folder, number) / LOG).read_text() for number in range(1, num + 1)]
+    logs = []
+    for number in range(1, num + 1):
+        lines = contents.events(_folder_of(folder, number) / LOG)
+        logs.append({event["step"]: event for event in lines})
     events = []
-    for lines in zip(*(text.splitlines() for text in texts), strict=True):
-        events.append(_together([json.loads(line) for line in lines]))
+    for step in logs[0]:  # a log that was cut or changed, which was said, lacks some
+        if all(step in other for other in logs):
+            events.append(_together([one[step] for one in logs]))
     if events and accuracy is not None:
         events[-1]["validation_accuracy"] = accuracy
     text = "".join(files.to_json(event) + "\n" for event in events)
@@ -174,6 +177,9 @@ def _write_log(folder: Path, num: int, accuracy: float | None, board: log.Board 
 
 def _together(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The event of a step, of those of its groups."""
-    losses = [float("nan") if event["loss"] is None else event["loss"] for event in events]
-    applied = all(event["applied"] for event in events)
+    losses = []
+    for event in events:
+        loss = event.get("loss")
+        losses.append(float("nan") if loss is None else loss)
+    applied = all(event.get("applied") is True for event in events)
     return {"step": events[0]["step"], "loss": sum(losses), "applied": applied}

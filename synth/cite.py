@@ -26,7 +26,8 @@ from ddengine.recipe import (
     Recipe,
     TargetConfig,
 )
-from ddengine.sets import labels, start
+from ddengine.sets import labels, start, thinning
+from ddengine.sets.codec import Quantised
 from ddengine.system.errors import UserError, unknown
 from ddengine.uses import labels as buying
 from ddengine.uses import pruning
@@ -142,6 +143,8 @@ def bibtex(recipe: Recipe | str) -> str:
 OF_COMMANDS: dict[str, Callable[[], Sequence[str]]] = {
     "prune": lambda: pruning.cites(PruningConfig(selections=SELECTIONS, losses=LOSSES)),
     "buy_labels": lambda: buying.cites(LabelsConfig()),
+    "quantise": lambda: Quantised.WORKS,
+    "thin": lambda: thinning.CITES,
 }
 
 

@@ -19,7 +19,7 @@ class in the images, and NCFM with another distance:
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, Self, TypeVar
 
@@ -169,15 +169,19 @@ class DistributionMatching(ObjectiveConfig, Generic[NetworksT, DistanceT]):
         return DistributionObjective(self, env)
 
     def share(self, objective: Objective, moves: bool) -> bool:
-        """Parts of the classes are shared, unless images or the distance move after each."""
+        """Parts of the classes are shared.
+
+        Where images or the distance move after each, so are the features of real images instead,
+        which depend on neither, and every rank does the rest.
+        """
         assert isinstance(objective, DistributionObjective)
-        if moves or self.distance.learns:
-            return False
-        objective.shared = True
-        if objective.env.model.normed is not None:
+        joined = objective.env.model.normed is not None
+        objective.shares_losses = not moves
+        objective.shares_real = (moves or self.distance.learns) and not joined
+        if joined:
             log.say_once(
-                "the BatchNorm of the model joins all classes in one batch, so the first rank "
-                "computes them and the others wait; use a model without"
+                "the BatchNorm of the model joins all classes in one batch, so the ranks do not "
+                "share them and are no faster than one; use a model without"
             )
         return True
 
@@ -188,7 +192,8 @@ class DistributionObjective(Objective):
     def __init__(self, config: DistributionMatching, env: Env):
         self.config = config
         self.env = env
-        self.shared = False  # over the ranks
+        self.shares_losses = False  # over the ranks
+        self.shares_real = False
         self.width = feature_width(env)
         self.train = training_gradient(env)
         self.embed = env.model.embed
@@ -206,58 +211,117 @@ class DistributionObjective(Objective):
 
         Their sum is the step's.
         """
-        config = self.config
-        env = self.env
+        distance = self.config.distance
+        seen = self._seen(syn, state, step, rng)
+        features = self._features_of_ranks(seen)
+        for number, (classes, comparison) in enumerate(self._parts(seen, state, rng)):
+            mine = not self.shares_losses or number % dist.num_ranks() == dist.rank()
+            if not (mine or distance.learns):
+                continue
+            real = comparison.real(
+                next(features).split(seen.real_at_once)
+                if self.shares_real
+                else self._features(seen, classes)
+            )
+            if mine:
+                yield self._loss(seen, classes, comparison, real)
+            if distance.learns:
+                with torch.no_grad():
+                    images = self._images(seen, classes)
+                    comparison.learn(state, real, comparison.syn(images, seen.each))
+
+    def _seen(
+        self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
+    ) -> "Seen":
+        """What is drawn for a step."""
+        config, env = self.config, self.env
         at = OuterStep(env, self.train, syn, state, step, config.augment, rng)
         theta, judge = config.networks.with_judge(at)
-        if self.shared:  # ranks need not agree to the last bit
+        if self.shares_losses or self.shares_real:  # ranks need not agree to the last bit
             dist.from_first([theta, *state.values()])
         index = env.real.draw_each(config.real_batch, rng)
         members = class_members(syn, config.syn_batch, rng)
-        num_classes, each = members.shape
-        real_each = index.shape[1]
-        draw = augment.sample(config.augment, 1, rng, groups=num_classes, shared=True)
+        draw = augment.sample(config.augment, 1, rng, groups=len(members), shared=True)
         draw = draw.to(env.device)
-        at_once, real_at_once = self._at_once(num_classes, each, real_each)
-        for number, classes in enumerate(parts(slice(0, num_classes), at_once)):
-            # drawn for every part on every rank, so that all have the draws of one rank
-            comparison = Comparison(
-                self, theta, config.distance.draw(state, theta, self.width, rng)
-            )
-            if self.shared and number % dist.num_ranks() != dist.rank():
-                continue
-            summaries = []
-            for part in parts(classes, real_at_once):
-                images = env.real.images(index[part].flatten())
-                summaries.append(comparison.real(images, draw.part(part), real_each))
-            real = torch.cat(summaries)
-            images = self._seen(syn, members[classes], draw.part(classes))
-            loss = comparison.loss(real, comparison.syn(images, each))
-            if judge is not None and config.judge:
-                of_judge = judged(env.model, judge, images, each, classes.start)
-                loss = loss + config.judge * of_judge
-            yield loss
-            if config.distance.learns:
-                with torch.no_grad():
-                    images = self._seen(syn, members[classes], draw.part(classes))
-                    comparison.learn(state, real, comparison.syn(images, each))
+        at_once, real_at_once = len(members), len(members)
+        if env.model.normed is None:  # else BatchNorm normalises with the statistics of all
+            at_once = config.classes_at_once or pays(env, members.shape[1])
+            real_at_once = pays(env, index.shape[1])
+        return Seen(syn, theta, judge, index, members, draw, at_once, real_at_once)
 
-    def _at_once(self, num_classes: int, each: int, real_each: int) -> tuple[int, int]:
-        """(classes of a part, those of them whose real images are computed together).
+    def _parts(
+        self, seen: "Seen", state: dict[str, Tensor], rng: Generator
+    ) -> Iterator[tuple[slice, "Comparison"]]:
+        """The classes of each loss with what compares them, which is drawn as on one rank.
 
-        Of a class there are `each` synthetic and `real_each` real images.
+        Where ranks share losses, the classes that one draw is for are cut so that each has some.
         """
-        if self.env.model.normed is not None:  # BatchNorm normalises with the statistics of all
-            return num_classes, num_classes
-        at_once = self.config.classes_at_once or pays(self.env, each)
-        if self.shared and self.config.classes_at_once is None:
-            at_once = min(at_once, -(-num_classes // dist.num_ranks()))
-        return at_once, pays(self.env, real_each)
+        most = seen.at_once
+        shared = self.shares_losses and not self.shares_real and self.env.model.normed is None
+        if shared and self.config.classes_at_once is None:
+            most = min(most, -(-len(seen.members) // dist.num_ranks()))
+        for classes in parts(seen.everything, seen.at_once):
+            draw = self.config.distance.draw(state, seen.theta, self.width, rng)
+            for part in parts(classes, most):
+                yield part, Comparison(self, seen.theta, draw)
 
-    def _seen(self, syn: SyntheticSet, members: Tensor, draw: augment.AugmentDraw) -> Tensor:
-        """The augmented images (G * n, C, H, W) of examples (G, n) of G classes."""
-        images = syn.batch(members.flatten()).images
-        return augment.apply(self.config.augment, images, draw)
+    @torch.no_grad()
+    def _features(self, seen: "Seen", classes: slice) -> Iterator[Tensor]:
+        """The features (G, n, D) of real images of some classes, in parts."""
+        for part in parts(classes, seen.real_at_once):
+            images = self.env.real.images(seen.real[part].flatten())
+            images = augment.apply(self.config.augment, images, seen.draw.part(part))
+            yield self.embed(seen.theta, images).unflatten(0, (-1, seen.real.shape[1]))
+
+    @torch.no_grad()
+    def _features_of_ranks(self, seen: "Seen") -> Iterator[Tensor]:
+        """The features (G, n, D) of real images for each loss, those of each from one rank."""
+        for block in parts(seen.everything, seen.at_once * dist.num_ranks()):
+            of_block = seen.real[block]
+            features = seen.theta.new_zeros(*of_block.shape, self.width)
+            for classes in dist.my_share(list(parts(block, seen.at_once))):
+                mine = slice(classes.start - block.start, classes.stop - block.start)
+                features[mine] = torch.cat(list(self._features(seen, classes)))
+            dist.total([features])
+            yield from features.split(seen.at_once)
+
+    def _loss(self, seen: "Seen", classes: slice, comparison: "Comparison", real: Tensor) -> Tensor:
+        """That of some classes, of whose real images `real` is the summary."""
+        weight = self.config.judge
+        images = self._images(seen, classes)
+        loss = comparison.loss(real, comparison.syn(images, seen.each))
+        if seen.judge is None or not weight:
+            return loss
+        return loss + weight * judged(self.env.model, seen.judge, images, seen.each, classes.start)
+
+    def _images(self, seen: "Seen", classes: slice) -> Tensor:
+        """The augmented decoded images of some classes, all those of a class in a row."""
+        images = seen.syn.batch(seen.members[classes].flatten()).images
+        return augment.apply(self.config.augment, images, seen.draw.part(classes))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a step looks at, of K classes."""
+
+    syn: SyntheticSet
+    theta: Tensor  # (P,) of the network in which features are compared
+    judge: Tensor | None  # (P,) of the one that judges
+    real: Tensor  # (K, n) indices of real images
+    members: Tensor  # (K, m) indices of decoded examples
+    draw: augment.AugmentDraw  # of each class
+    at_once: int  # classes of a loss
+    real_at_once: int  # those of them whose real images are computed together
+
+    @property
+    def everything(self) -> slice:
+        """All classes."""
+        return slice(0, len(self.members))
+
+    @property
+    def each(self) -> int:
+        """Decoded images of a class."""
+        return self.members.shape[1]
 
 
 @dataclass(frozen=True)
@@ -274,9 +338,10 @@ class Comparison:
         return self.objective.config.distance.summary(features, self.draw)
 
     @torch.no_grad()
-    def real(self, images: Tensor, draw: augment.AugmentDraw, each: int) -> Tensor:
-        """The same of real images, which are augmented first, without a graph."""
-        return self.syn(augment.apply(self.objective.config.augment, images, draw), each)
+    def real(self, features: Iterable[Tensor]) -> Tensor:
+        """The same of real images, whose features (G, n, D) come in parts, without a graph."""
+        distance = self.objective.config.distance
+        return torch.cat([distance.summary(part, self.draw) for part in features])
 
     def loss(self, real: Tensor, syn: Tensor) -> Tensor:
         """The distance of two summaries."""

@@ -25,7 +25,7 @@ from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import torch
@@ -40,6 +40,7 @@ from ddengine.models.norms import norms_with_statistics
 from ddengine.objective import VECTORS, Env, Group, Objective, ObjectiveConfig
 from ddengine.recipe import AugmentConfig, OuterConfig, require, require_at_least
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import dist
 from ddengine.system.configs import LATE
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import autocast
@@ -231,6 +232,13 @@ class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
             return objective.groups(syn, config)
         return ()
 
+    def share(self, objective: Objective, moves: bool) -> bool:
+        """Forward passes are shared, as no batch sees another."""
+        if moves or not isinstance(objective, StatisticsObjective):
+            return False
+        objective.shared = True
+        return True
+
     def kept(
         self, objective: Objective, first: dict[str, Tensor], syn: SyntheticSet, step: int
     ) -> Mapping[str, Tensor]:
@@ -327,6 +335,7 @@ class StatisticsObjective(Objective):
         # where this is of a group: the number of its first image in a class, and how many a class
         # has in all
         self.place: tuple[int, int] | None = None
+        self.shared = False  # over the ranks
 
     def groups(self, syn: SyntheticSet, config: OuterConfig) -> Sequence[Group]:
         """Some images of every class, in the batches and forward passes that they have in all."""
@@ -403,11 +412,14 @@ class StatisticsObjective(Objective):
         groups = config.groups(syn, len(self.teachers), step)
         if config.adjust and step == 0:
             self._adjust_all(syn, groups, state)
+            if self.shared:  # ranks need not agree to the last bit
+                dist.from_first(state.values())
         seen_through = crop_at(config, step)
         starts, total = self._first_batches(groups)
         draw = augment.sample(seen_through, 1, rng, groups=total, shared=True)
         draw = draw.to(self.env.device)
         first_of = [0] * len(self.teachers)  # batches of each so far
+        passes = count()
         for first, (teacher, index) in zip(starts, groups, strict=True):
             for rows in index.split(self._rows_together(index)):
                 theta = None
@@ -417,6 +429,8 @@ class StatisticsObjective(Objective):
                 part = draw.part(slice(first, first + len(rows)))
                 first += len(rows)
                 first_of[teacher] += len(rows)
+                if self.shared and next(passes) % dist.num_ranks() != dist.rank():
+                    continue
                 yield from self._of_rows(syn, rows, teacher, theta, (seen_through, part))
 
     def _of_rows(

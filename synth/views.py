@@ -60,7 +60,8 @@ class ViewsApart:
     @property
     def cites(self) -> tuple[str, ...]:
         """Works to cite."""
-        return ("liu2022haba",)
+        contrast = ("khosla2020supcon",) if self.contrast else ()
+        return ("liu2022haba", *contrast)
 
     def small(self) -> "ViewsApart":
         """Four stored images at a step."""

@@ -2,6 +2,9 @@
 references that use nn.Module alone.
 """
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch.nn import functional
 
@@ -12,6 +15,7 @@ from ddengine.models import build_model
 from ddengine.objective import Env
 from ddengine.sets.codec import Identity
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import dist
 from ddengine.system.rng import generator
 
 CPU = torch.device("cpu")
@@ -72,6 +76,49 @@ def ours(objective, syn, *, state=None, step=0, rng=None):
         loss.backward()
         losses.append(loss.detach())
     return losses, images.grad
+
+
+def on_ranks(monkeypatch, ranks, work):
+    """What `work` returns on each of several ranks: threads, of which one at a time computes until
+    it waits for the others, because networks are built by torch's global generator.
+    """
+    here, barrier = threading.local(), threading.Barrier(ranks, timeout=300)
+    slots, turn = [None] * ranks, threading.Lock()
+
+    def wait():
+        turn.release()
+        try:
+            barrier.wait()
+        finally:
+            turn.acquire()
+
+    def united(how):
+        def unite(tensors):
+            tensors = list(tensors)
+            slots[here.rank] = [tensor.detach().clone() for tensor in tensors]
+            wait()
+            values = [how(of_all) for of_all in zip(*slots, strict=True)]
+            wait()  # all have read
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.copy_(value)
+
+        return unite
+
+    def rank(number):
+        here.rank = number
+        try:
+            with turn:
+                return work()
+        except BaseException:
+            barrier.abort()
+            raise
+
+    with monkeypatch.context() as patched, ThreadPoolExecutor(ranks) as threads:
+        patched.setattr(dist, "num_ranks", lambda: ranks)
+        patched.setattr(dist, "rank", lambda: here.rank)
+        patched.setattr(dist, "total", united(sum))
+        patched.setattr(dist, "from_first", united(lambda of_all: of_all[0]))
+        return list(threads.map(rank, range(ranks)))
 
 
 def close(a, b, relative):

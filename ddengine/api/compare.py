@@ -168,6 +168,6 @@ def _reference(
         return int(to)
     path = path_of(to) if isinstance(to, Distilled) else Path(to)
     for run in read:
-        if Path(run.name).resolve() == path.resolve():
+        if files.without_links(Path(run.name)) == files.without_links(path):
             return run
     raise UserError(f"--to {path} is none of the runs that are compared; name one of them.")

@@ -7,7 +7,8 @@ the compiled code, which a later run of the same shapes starts from.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -22,9 +23,10 @@ from ddengine.plan.apart import timed
 from ddengine.prepare import compiled
 from ddengine.recipe import Recipe, resolved
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import dist, files, log, runtime
+from ddengine.system import dist, files, log, runtime, typed
 from ddengine.system.configs import digest
 from ddengine.system.runtime import Precision
+from ddengine.system.typed import Positive
 from ddengine.types import Compile, Experts, Json
 
 FOLDER = ".compiled"  # beside the folders of runs: what was measured, and the code
@@ -71,6 +73,22 @@ class Measured(NamedTuple):
     share: float  # of the time of a step that a compiled one takes
 
 
+@contextmanager
+def code_beside(folder: Path, compile: Compile) -> Iterator[None]:
+    """Within the block torch keeps compiled code beside the folder of a run.
+
+    Unless nothing is compiled, or the user has named a place for it.
+    """
+    if not compile or CODE in os.environ:
+        yield
+        return
+    os.environ[CODE] = str((folder.parent / FOLDER / "code").absolute())
+    try:
+        yield
+    finally:
+        os.environ.pop(CODE, None)
+
+
 def settled(
     asked: Asked,
     syn: SyntheticSet,
@@ -81,11 +99,9 @@ def settled(
     """The objective of a run, compiled where that was chosen, and the choice as it is stored.
 
     In the folder of a run that was begun it is as it was chosen then. Where there is nothing to
-    choose, the objective as it is and nothing.
+    choose, the objective as it is and nothing. Of several ranks the first measures and chooses for
+    all.
     """
-    place = None if folder is None else folder.parent / FOLDER
-    if asked.compile and place is not None:
-        os.environ.setdefault(CODE, str((place / "code").absolute()))
     if asked.compile != "auto":
         return objective, {}
 
@@ -96,7 +112,11 @@ def settled(
         stored = contents.read_json(folder / CHOICES, "compile")
         chosen = bool(stored["compile"])
         return (make() if chosen else objective), {"compile": chosen}
-    other = _if_it_pays(asked, syn, objective, make, place)
+    other = None
+    if dist.rank() == 0:
+        place = None if folder is None else folder.parent / FOLDER
+        with dist.alone():  # the others do not take part in what is timed
+            other = _if_it_pays(asked, syn, objective, make, place)
     chosen = dist.told(other is not None)
     if not chosen:
         return objective, {"compile": False}
@@ -146,10 +166,15 @@ def worth(steps: int, eager: float, measured: Measured) -> bool:
 
 
 def _known(path: Path | None) -> Measured | None:
-    """What was measured before; None where nothing was."""
+    """What was measured before; None where nothing was, or nothing that can be read."""
     if path is None or not path.is_file():
         return None
-    content = contents.read_json(path, "seconds", "share")
+    try:
+        content = files.read_json(path, "seconds", "share")
+        typed.check(content, dict[str, Positive])
+    except ValueError:  # which a UserError is
+        log.say(f"{path} is damaged, so what compiling takes is measured again")
+        return None
     return Measured(float(content["seconds"]), float(content["share"]))
 
 

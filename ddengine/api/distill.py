@@ -18,7 +18,7 @@ from ddengine.api import experts as of_experts
 from ddengine.api.begun import begun, followed, place
 from ddengine.api.checks import check_folder, check_recipe, check_run, say_slow_precision
 from ddengine.api.choices import choose
-from ddengine.api.compiling import settled
+from ddengine.api.compiling import code_beside, settled
 from ddengine.api.inputs import (
     AUTO,
     Images,
@@ -426,7 +426,8 @@ class Keep:
 def _read_or_kept(job: Job, keep: Keep) -> Distilled:
     """The set of the run in a folder, which is read where it is finished."""
     if not _is_finished(keep):
-        with claims.claimed(keep.folder, "distill"):
+        code = code_beside(keep.folder, job.compile)
+        with claims.claimed(keep.folder, "distill"), code:
             if not _is_finished(keep):  # by the command that was waited for
                 log.say(f"{job.recipe.data.name}: {job.data.said()}")
                 return _kept(job, keep)

@@ -36,7 +36,7 @@ from ddengine.pages import figures
 from ddengine.recipe import OF_STUDENTS, DataConfig, EvalConfig, as_students, check_students_decide
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.sets.targets import Targets
-from ddengine.system import crew, dist, files, log, program, runtime
+from ddengine.system import claims, crew, dist, files, log, program, runtime
 from ddengine.system.configs import from_dict, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -150,7 +150,13 @@ def _told(
     asking: "Asking", folder: Path | str | None, sort: tables.Sort, seconds_before: float
 ) -> Outcome:
     """An evaluation as a table; that of a set by what it says itself also lies in its folder."""
-    with kept_beside(asking.of, folder, "evaluate", told=asking.is_told) as out:
+    of = asking.of
+    # its results go into the set's folder too, which may have been named in place of the run
+    own = of.folder if folder is None and asking.is_told else None
+    with (
+        kept_beside(of, folder, "evaluate", told=asking.is_told) as out,
+        claims.claimed(own, "evaluate"),
+    ):
         return _kept(asking, out, folder is None, sort, seconds_before)
 
 

@@ -17,7 +17,7 @@ from ddengine.artefact import runs
 from ddengine.data import Data, Preprocess
 from ddengine.pages import figures
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import files
+from ddengine.system import claims, files
 from ddengine.system.errors import UserError
 from ddengine.types import Batch
 
@@ -96,20 +96,18 @@ class Distilled:
             result.save("sets/mine")
 
         Raises:
-            UserError: a folder that holds anything, unless it is this very set.
+            UserError: a folder that holds anything, unless it is this very set, or in which a
+                command works.
         """
         check_folder(folder)
         path = Path(folder)
-        if path.is_dir() and any(path.iterdir()):
-            if not _holds(path, self):
-                raise UserError(
-                    f"{path} exists already and holds something else than this set; name another "
-                    "folder, or remove it."
-                )
-            return load(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folders.save(self.set, path, self.meta, self.splits or None)
-        return Distilled(self.set, self.meta, path, self.splits)
+        runs.check_folder(path)
+        if not _lies_in(path, self):
+            with claims.claimed(path, "save"):
+                if not _lies_in(path, self):  # written by the command that was waited for
+                    folders.save(self.set, path, self.meta, self.splits or None)
+                    return Distilled(self.set, self.meta, path, self.splits)
+        return load(path)
 
     def show(self) -> Image.Image:
         """A grid of the images, a class a column: a picture, which a notebook shows.
@@ -151,6 +149,18 @@ def load(folder: Path | str, device: str = "cpu") -> Distilled:
     path = Path(folder)
     syn, meta = folders.load(runs.set_folder(path), torch.device(device))
     return Distilled(syn, meta, path)
+
+
+def _lies_in(folder: Path, of: Distilled) -> bool:
+    """Whether a set lies in a folder, which may be empty. Raises UserError for anything else."""
+    if not folder.is_dir() or not files.contents(folder):
+        return False
+    if not _holds(folder, of):
+        raise UserError(
+            f"{folder} exists already and holds something else than this set; name another "
+            "folder, or remove it."
+        )
+    return True
 
 
 def _holds(folder: Path, of: Distilled) -> bool:

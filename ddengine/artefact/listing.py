@@ -36,7 +36,7 @@ def wrong(path: Path) -> Iterator[tuple[Path, str | None]]:
     """
     for name, digest in _listed(path).items():
         file = path.parent / name
-        if not file.resolve().is_relative_to(path.parent.resolve()):
+        if not _lies_below(path.parent, name):
             raise UserError(f"{path} lists {name!r}, which lies elsewhere; {AGAIN}.")
         if not file.is_file():
             yield file, f"{file} is missing; {AGAIN}."
@@ -44,6 +44,13 @@ def wrong(path: Path) -> Iterator[tuple[Path, str | None]]:
             yield file, f"{file} is not as it was written; {AGAIN}."
         else:
             yield file, None
+
+
+def _lies_below(folder: Path, name: str) -> bool:
+    """Whether a name, which a stranger may have written, is that of a file below a folder."""
+    if "\0" in name:
+        return False
+    return files.without_links(folder / name).is_relative_to(files.without_links(folder))
 
 
 def _listed(path: Path) -> dict[str, str]:

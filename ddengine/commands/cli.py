@@ -21,6 +21,7 @@ from ddengine.system.errors import UserError
 TYRO = (tyro.conf.AvoidSubcommands,)
 ELSEWHERE = "free space or choose another folder with --out"
 GONE = "it, or its folder, was moved or removed meanwhile; put it back and run the command again"
+OTHERWISE = "look what lies there, or choose another folder with --out"
 # what to do about an error of the file system
 ADVICE = {
     errno.ENOSPC: ELSEWHERE,
@@ -143,19 +144,18 @@ def _code_of(command: Callable[[], None]) -> int:
         _complain("interrupted; the same command continues from the last checkpoint.")
         return 130
     except OSError as error:
-        if error.errno not in ADVICE:
-            raise
+        if error.errno not in ADVICE and error.filename is None:
+            raise  # which is of no file
         _complain(_of_files(error))
         return 2
     return 0
 
 
 def _of_files(error: OSError) -> str:
-    """What is wrong with a file, of an error with advice."""
-    assert error.errno is not None
+    """What is wrong with a file, and what to do."""
     what = files.final_name(error.filename) if error.filename else "a file"
     complaint = f"{what} could not be read or written ({error.strerror})"
-    return f"error: {complaint}; {ADVICE[error.errno]}."
+    return f"error: {complaint}; {ADVICE.get(error.errno or 0, OTHERWISE)}."
 
 
 def _complain(sentence: str) -> None:

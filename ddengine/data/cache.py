@@ -125,7 +125,7 @@ def _check_outside(root: Path, config: DataConfig) -> None:
     """Raise UserError for a folder that was named, and lies among those that images are read of."""
     if config.root is None or config.cache == AUTO:
         return
-    if root.resolve().is_relative_to(Path(config.root).resolve()):
+    if files.without_links(root).is_relative_to(files.without_links(Path(config.root))):
         raise UserError(
             f"data.cache {root} lies in data.root {config.root}, where folders are read as "
             "classes; name a folder elsewhere."

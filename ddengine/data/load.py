@@ -27,7 +27,7 @@ from ddengine.data.stored import check_stored
 from ddengine.data.subset import check_classes
 from ddengine.data.tiny_imagenet import read as read_tiny_imagenet
 from ddengine.recipe import DataConfig
-from ddengine.system import log
+from ddengine.system import files, log
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.runtime import check_memory
 
@@ -219,7 +219,7 @@ def _split(source: Source, config: DataConfig) -> Splits:
     validation = _in_classes(labelled, index[for_validation], config)
     test = _in_classes(testing, test, config)
 
-    names = source.class_names
+    names = tuple(map(files.as_text, source.class_names))
     if config.classes is not None:
         names = tuple(names[c] for c in config.classes)
         labelled = _renumbered(labelled, config.classes)

@@ -18,6 +18,7 @@ from ddengine.data.images import Stored, Unreadable, stamp_of
 from ddengine.data.source import Part, Source
 from ddengine.data.splits import STAND_INS, composed, listed, sorted_classes
 from ddengine.recipe import DataConfig
+from ddengine.system import files
 from ddengine.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -576,8 +577,8 @@ def file_below(
     """
     for folder in folders:
         try:
-            file = (folder / path).resolve()
-            if file.is_relative_to(root.resolve()) and file.is_file():
+            file = files.without_links(folder / path)
+            if file.is_relative_to(files.without_links(root)) and file.is_file():
                 return file
         except (OSError, ValueError):  # a text that is no path
             return None

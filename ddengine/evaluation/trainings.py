@@ -6,13 +6,14 @@ matter in which order, in which process or in which session they are done.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 from ddengine.evaluation import baselines
 from ddengine.evaluation.bench import SEARCH_SEED, Bench, Contender, Split, Training
 from ddengine.evaluation.intervals import counted
 from ddengine.evaluation.lengths import FEWEST, long_enough, shorter
 from ddengine.evaluation.rates import Tried, adapted, best_rate, candidates, two_of
+from ddengine.system.typed import Count, Fraction, Positive
 from ddengine.types import Facts, Json
 
 # Groups of networks: what is remembered.
@@ -50,6 +51,14 @@ class Piece:
     keep: bool  # for another process
 
 
+class Trained(TypedDict):
+    """What came of networks that were trained on a contender."""
+
+    accuracies: list[Fraction | None]  # None where one diverged
+    right: list[list[Count]]  # of each network: images of each class that it is right about
+    seconds: Positive
+
+
 def key_of(bench: Bench, group: Group) -> tuple[str, bool]:
     """What a group is remembered by, and whether other processes may."""
     asked = group.all
@@ -77,13 +86,13 @@ def pieces_of(bench: Bench, group: Group) -> list[Piece]:
 def known(bench: Bench, group: Group) -> Json | None:
     """What came of a group; None while networks are missing."""
     key, keep = key_of(bench, group)
-    result = bench.memo.get(key)
+    result = bench.memo.get(key, Trained)
     if result is None:
         result = _of_others(bench, group, key, keep)
         if result is not None:
             bench.memo.put(key, result, keep=keep)
             return result
-        parts = [bench.memo.get(piece.key) for piece in pieces_of(bench, group)]
+        parts = [bench.memo.get(piece.key, Trained) for piece in pieces_of(bench, group)]
         if None in parts:
             return None
         result = _together(parts)

@@ -44,7 +44,7 @@ def write(runs: Sequence[Path], out: Path) -> Path:
     html = _render(named(list(map(read, runs))))
     files.make_folder(out.parent)
     with files.replacing(out) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_text(html, encoding="utf-8", errors="replace")
     return out
 
 

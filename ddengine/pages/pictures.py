@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddengine.data.images import FAILURES
 from ddengine.pages.figures import SHOWN_PER_CLASS, learned_by_class
 from ddengine.pages.reading import Run
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import log
 from ddengine.system.errors import UserError
 from ddengine.types import Json, Row
 
@@ -42,8 +44,19 @@ def data_uri(png: bytes) -> str:
 
 
 def picture_of(path: Path) -> str:
-    """The PNG at `path` as a data URI, nothing where there is none."""
+    """The PNG at `path` as a data URI, nothing where there is none.
+
+    What is no PNG is left out, which is said: it may be any file that a link points to, and a page
+    is given away.
+    """
+    from PIL import Image
+
     if not path.is_file():
+        return ""
+    try:
+        Image.open(path, formats=("PNG",)).close()
+    except FAILURES:
+        log.say(f"{path} is no picture, so the page leaves it out")
         return ""
     return data_uri(path.read_bytes())
 
@@ -199,7 +212,7 @@ def _frame(path: Path, tile: tuple[int, int] | None) -> Frame:
     try:
         with Image.open(path) as file:
             array = np.asarray(file.convert("RGB"))
-    except (OSError, ValueError):
+    except FAILURES:
         raise UserError(f"{path} is no picture; delete it, and the page leaves it out.") from None
     width = array.shape[1]
     if tile is not None:

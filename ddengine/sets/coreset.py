@@ -9,6 +9,7 @@ fewer than `ipc` images.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -191,16 +192,19 @@ def ranked_index(
     real: RealSet,
     ipc: int,
     class_names: tuple[str, ...],
-    scores: Tensor,
+    score: Callable[[], Tensor],
     order: Order,
     rng: Generator,
     skip: int = 0,
 ) -> Tensor:
     """The images of the highest (hardest) or lowest (easiest) of scores (N,).
 
+    `score` makes them, after it is known that each class has enough images.
+
     The first `skip` of each class are passed over. Among equal ones `rng` draws.
     """
     check_ipc(real, ipc, class_names, skip)
+    scores = score()
     chosen = []
     for members in real.members:
         drawn = members[torch.randperm(len(members), generator=rng)]
@@ -510,7 +514,6 @@ def choose(
     if kind == "facility":
         return facility_index(real, ipc, class_names, embed())
     assert new_model is not None, "a network is needed for this kind"
-    check_ipc(real, ipc, class_names, skip)  # before any network is trained
     scoring = Scoring(
         new_model=new_model,
         rng=rng,
@@ -519,7 +522,8 @@ def choose(
         networks=networks,
         train_networks=train_networks,
     )
-    return ranked_index(real, ipc, class_names, SCORES[kind](real, scoring), order, rng, skip)
+    score = partial(SCORES[kind], real, scoring)
+    return ranked_index(real, ipc, class_names, score, order, rng, skip)
 
 
 def train(

@@ -31,11 +31,12 @@ CITES = {
     "cad": ("dey2026hard",),
     "patches": ("sun2024rded",),
 }
+SKIPPING = ("lee2024selmatch",)  # for images that are passed over by their score
 
 
 def cites(config: InitConfig) -> tuple[str, ...]:
     """Works to cite for where images start."""
-    return CITES.get(config.kind, ())
+    return (*CITES.get(config.kind, ()), *(SKIPPING if config.skip else ()))
 
 
 def correct_index(

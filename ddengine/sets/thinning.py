@@ -8,6 +8,8 @@ from torch import Tensor
 from ddengine.sets.synthetic import RAW, SyntheticSet
 from ddengine.system.errors import UserError
 
+CITES = ("pleiss2020aum", "zheng2024hmn")  # works to cite for `thin`
+
 
 class Margins:
     """The area under the margin of N examples while networks are trained on them.

@@ -87,6 +87,8 @@ def claimed(folder: Path | None, command: str, *, every_rank: bool = False) -> I
 @contextmanager
 def claimed_file(path: Path, command: str) -> Iterator[None]:
     """Within the block no other command writes a file; otherwise as `claimed`."""
+    if not path.name:
+        raise UserError(f"'{path}' is a folder, and a file is to be written; give it a name.")
     with _locked(path, path.with_name(f".{path.name}{files.LOCK}"), command):
         yield
 
@@ -94,7 +96,8 @@ def claimed_file(path: Path, command: str) -> Iterator[None]:
 @contextmanager
 def _locked(of: Path, lock: Path, command: str, every_rank: bool = False) -> Iterator[None]:
     """Within the block `lock` is this command's, which works in `of`."""
-    key = lock.resolve()
+    files.check_name(of)
+    key = files.without_links(lock)
     if key in _held.get() or (dist.rank() != 0 and not every_rank):
         yield
         return

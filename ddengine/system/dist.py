@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -58,6 +59,7 @@ class _Group:
 
 
 _started: list[_Group] = []
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 def start(device: torch.device, timeout: float = TIMEOUT) -> None:
@@ -133,6 +135,19 @@ def started_here() -> bool:
     return bool(_started)
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within the block this process is the only rank: it waits for no other and tells it nothing.
+
+    For what one rank tries by itself while the others wait for what it will tell them.
+    """
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
 def shares() -> bool:
     """Whether there are other ranks, of a group that `start` has joined."""
     return bool(_started) and num_ranks() > 1
@@ -140,7 +155,7 @@ def shares() -> bool:
 
 def rank() -> int:
     """This process's number."""
-    if not td.is_initialized():
+    if _alone.get() or not td.is_initialized():
         return 0
     return td.get_rank()
 
@@ -152,7 +167,7 @@ def ranks_here() -> int:
 
 def num_ranks() -> int:
     """R."""
-    if not td.is_initialized():
+    if _alone.get() or not td.is_initialized():
         return 1
     return td.get_world_size()
 

@@ -47,6 +47,19 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def check_name(path: Path) -> None:
+    """Raise UserError for a name that no file of this program can have, or its folder."""
+    if "\0" in str(path) or as_text(str(path)) != str(path):
+        raise UserError(
+            f"{path} has a name with bytes that are no text (UTF-8); name another with --out."
+        )
+
+
+def without_links(path: Path) -> Path:
+    """The absolute path that a path leads to; where links lead in a circle, that of one of them."""
+    return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError there
+
+
 def refuse_existing(paths: Iterable[Path]) -> None:
     """Raise UserError for the first of these files that exists."""
     for path in paths:
@@ -136,6 +149,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises UserError, and leaves `path` as it is, where a file would take the place of a folder or a
     folder that of a file.
     """
+    if not path.name:
+        raise UserError(f"'{path}' is a folder, and a file is to be written; give it a name.")
     temporary = temporary_name(path)
     try:
         with naming(path):
@@ -211,9 +226,16 @@ def _flush(path: Path) -> None:
 def to_json(value: Any, indent: int | None = None) -> str:
     """JSON text of plain data.
 
-    Numbers that are not finite, which JSON does not have, become null.
+    Numbers that are not finite, which JSON does not have, become null, and bytes of names of files
+    that are no text question marks.
     """
-    return json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text if text.isascii() else as_text(text)
+
+
+def as_text(name: str) -> str:
+    """A name that can be written in UTF-8, which Linux does not ask of the names of files."""
+    return name.encode(errors="replace").decode()
 
 
 def _without_nan(value: Any) -> Any:
@@ -229,7 +251,7 @@ def _without_nan(value: Any) -> Any:
 def write_text(path: Path, text: str) -> None:
     """Text in UTF-8, its lines ended as they are."""
     with replacing(path) as temporary:
-        temporary.write_bytes(text.encode())
+        temporary.write_bytes(text.encode(errors="replace"))
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,7 +268,7 @@ def write_json(path: Path, value: Any, *, seal: bool = True) -> None:
     """
     content = sealed(value) if seal and isinstance(value, Mapping) else value
     with replacing(path) as temporary:
-        temporary.write_text(to_json(content, indent=1) + "\n")
+        temporary.write_bytes(to_json(content, indent=1).encode() + b"\n")
 
 
 def unsealed(path: Path, content: Any) -> Any:

@@ -18,6 +18,8 @@ LOST = 75  # the exit code where other ranks are gone: EX_TEMPFAIL, the same com
 BEATS = 10  # that a rank misses before it counts as silent
 LONGEST_INTERVAL = 2.0  # seconds between two beats of up to RANKS ranks; of more in proportion
 RANKS = 64
+MEETING = 600.0  # seconds in which all ranks must have begun to beat, or the timeout where longer
+LOOK_EVERY = 0.05  # seconds between two looks whether they have
 GRACE = 10.0  # seconds in which the main thread may say better what has happened
 ENDED = "ended "  # what a rank says last, with its exit code
 
@@ -57,11 +59,25 @@ class Heartbeat:
         self.ended: dict[int, int] = {}  # exit codes of ranks that have ended
 
     def start(self) -> None:
-        """Let it beat, until the process ends."""
+        """Let it beat, until the process ends.
+
+        Raises RuntimeError where the others do not begin to.
+        """
         self._beat()
+        self._await_others()
         self._forgive()
         for work in (self._go_on, self._judge):
             threading.Thread(target=work, daemon=True).start()
+
+    def _await_others(self) -> None:
+        """Wait until the others beat, too: on a busy machine one may import for minutes longer."""
+        keys = list(map(self._key, self._others))
+        seconds = max(MEETING, self.timeout)
+        deadline = time.monotonic() + seconds
+        while keys and not self._store.check(keys):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"not all have begun within {log.duration(seconds)}")
+            time.sleep(LOOK_EVERY)
 
     def end(self, code: int) -> None:
         """Say that this rank ends, and with which code."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ddengine.system import files
+from ddengine.system import files, typed
 from ddengine.system.errors import UserError
 from ddengine.system.parsing import content_of, parsed
 
@@ -23,6 +23,7 @@ class Memo:
         self._known: dict[str, Any] = {}
         if path is not None and path.exists():
             self._known = _lines_of(path, identity)
+        self._unchecked = set(self._known)  # keys of values that nobody has looked at since
         self.seconds_before = 0.0  # of finished trainings
         for value in self._known.values():
             seconds = value.get("seconds") if isinstance(value, dict) else None
@@ -38,8 +39,18 @@ class Memo:
             self.put(key, compute(), keep=keep)
         return self._known[key]
 
-    def get(self, key: str) -> Any:
-        """The value stored under `key`; None without one."""
+    def get(self, key: str, kind: Any = Any) -> Any:
+        """The value stored under `key`; None without one.
+
+        Raises UserError for one of the file that is not of `kind`, a type as annotations have it.
+        """
+        if kind is not Any and key in self._unchecked:
+            self._unchecked.discard(key)
+            try:
+                typed.check(self._known[key], kind, key)
+            except typed.Misfit as error:
+                said = f"{self._path} cannot be read ({error}); delete it and evaluate again."
+                raise UserError(said) from None
         return self._known.get(key)
 
     def put(self, key: str, value: Any, *, keep: bool = True) -> None:
@@ -50,8 +61,8 @@ class Memo:
         self._known[key] = value
         if keep and self._path is not None:
             line = files.sealed({"identity": self._identity, "key": key, "value": value})
-            with files.naming(self._path), self._path.open("a") as file:
-                file.write(files.to_json(line) + "\n")
+            with files.naming(self._path), self._path.open("ab") as file:
+                file.write(files.to_json(line).encode() + b"\n")
 
 
 def _lines_of(path: Path, identity: str) -> dict[str, Any]:

@@ -75,8 +75,8 @@ def _write(path: Path, content: Any) -> None:
     """A file that is there whole or not at all, whoever else writes it at the same time."""
     handle, name = tempfile.mkstemp(prefix=files.TEMPORARY, dir=path.parent)
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(files.to_json(content, indent=1) + "\n")
+        with os.fdopen(handle, "wb") as file:
+            file.write(files.to_json(content, indent=1).encode() + b"\n")
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

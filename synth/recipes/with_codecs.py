@@ -59,14 +59,6 @@ BIBTEX = """
   booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
   year      = {2022}
 }
-
-@inproceedings{lee2024selmatch,
-  title     = {{SelMatch}: Effectively Scaling Up Dataset Distillation via Selection-Based
-              Initialization and Partial Updates by Trajectory Matching},
-  author    = {Lee, Yongmin and Chung, Hye Won},
-  booktitle = {International Conference on Machine Learning (ICML)},
-  year      = {2024}
-}
 """
 
 

@@ -22,6 +22,7 @@ from ddengine import loop
 from ddengine.evaluation import beside
 from ddengine.recipe import OptimConfig, OuterConfig, Recipe
 from ddengine.system import dist
+from synth.distances import LearnedCharacteristic
 from synth.networks import OnReal
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -84,6 +85,11 @@ def shared() -> dict[str, Recipe]:
     networks = {"steps": 3, "epochs": 2}
     dm = small("dm/fashion_mnist_ipc10_small")
     trained = OnReal(steps=3, images=40)
+    learned = replace(
+        dm.objective, distance=LearnedCharacteristic(number=8), classes_at_once=4, networks=trained
+    )
+    each = replace(dm.objective, networks=trained, classes_at_once=1)
+    moving = replace(dm.outer, step_after="each")
     return {
         "dc": small("dc/fashion_mnist_ipc10_small", networks=networks),
         "dc by class": small("dc/fashion_mnist_ipc10_small", networks=networks, classes_at_once=1),
@@ -92,11 +98,14 @@ def shared() -> dict[str, Recipe]:
         "idc": small("idc/fashion_mnist_ipc10_small", networks={"steps": 3, "images": 40}),
         "frepo": small("frepo/fashion_mnist_ipc1_small", pool={"size": 2, "steps": 3}),
         "dm": replace(dm, objective=replace(dm.objective, networks=trained)),
+        "dm each": replace(dm, objective=each, outer=moving),
+        "learned": replace(dm, objective=learned),
+        "learned each": replace(dm, objective=learned, outer=moving),
     }
 
 
 # whose losses are of the same classes on two ranks as on one, and so to the bit
-EXACTLY = {"dc by class", "dsa", "idc"}
+EXACTLY = {"dc by class", "dsa", "idc", "dm each", "learned", "learned each"}
 
 
 def images_of(recipe: Recipe) -> Tensor:

@@ -38,6 +38,8 @@ METHODS = {
     ],
 }
 KEPT = {"dc": {"theta"}, "dm": set(), "idc": {"theta", "momentum"}}
+FREPO = ["frepo/fashion_mnist_ipc1_small", *SMALL]
+EACH = ["--outer.step_after", "each"]
 CASES = [("dc", "all"), ("dc", "each"), ("dm", "all"), ("dm", "each"), ("idc", "each")]
 
 
@@ -254,8 +256,8 @@ def two_ranks(monkeypatch):
 
 
 def test_several_ranks_are_refused(two_ranks, capsys, tmp_path):
-    """A method whose images move after each loss, of which none is without them."""
-    assert run("distill", *flags("dm", "each"), "--out", str(tmp_path / "run")) == 2
+    """A method of one loss a step, which ranks share, whose images are to move after each."""
+    assert run("distill", *FREPO, *EACH, "--out", str(tmp_path / "run")) == 2
     said = capsys.readouterr().err
     assert re.fullmatch(
         r"error: This method keeps state between steps[^\n]*without torchrun\.\n", said
@@ -264,7 +266,7 @@ def test_several_ranks_are_refused(two_ranks, capsys, tmp_path):
 
 def test_refused_ranks_write_nothing(two_ranks, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused(capsys, tmp_path, ["distill", *flags("dm", "each")], "without torchrun")
+    refused(capsys, tmp_path, ["distill", *FREPO, *EACH], "without torchrun")
 
 
 def test_experts_of_a_recipe_whose_objective_reads_none(tmp_path, monkeypatch):

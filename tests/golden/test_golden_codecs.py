@@ -186,8 +186,15 @@ def test_a_block(tokens):
 
 
 def test_the_largest_coefficients(tokens):
+    """All of the file's; of those as large as the last one not more than fit, see the codec."""
     golden, shapes, shape, patch = tokens
-    kept = speed.sparse(golden["topk_in"], int(golden["topk"]))
-    assert torch.equal(kept, golden["topk_out"])
+    kept = golden["topk_out"]
+    flat = golden["topk_in"].flatten(2)
+    places = speed.largest_places(flat, int(golden["topk"]))
+    ours = speed.dense(flat.gather(2, places), places, flat.shape[2], kept.shape[3]).double()
+    left_out = kept * (ours == 0)
+    least = flat.gather(2, places).abs().amin(2)[..., None, None]
+    assert torch.equal(ours, kept - left_out)
+    assert torch.equal(left_out.abs(), least * (left_out != 0))
     images = speed.token_images(kept, golden["tokens"][0], golden["params"], shapes, shape, patch)
     assert_close(images, golden["topk_images"], 1e-11)

@@ -1,6 +1,8 @@
 """What a run leaves to the machine: chosen once, stored, and obeyed when the run goes on."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +16,7 @@ from ddengine.api import checks, choices, compiling
 from ddengine.commands.words import with_values
 from ddengine.learning import inner, memory
 from ddengine.recipe import resolved
-from ddengine.system import files, runtime
+from ddengine.system import dist, files, runtime
 from ddengine.system.configs import digest
 from ddengine.system.errors import UserError
 from synth import trajectory
@@ -188,6 +190,55 @@ def test_what_compiling_takes_is_measured_once(world, tmp_path, monkeypatch):
         assert seen == ["eager"]
         stored = files.read_json(tmp_path / f"later_{seconds}" / choices.CHOICES)
         assert stored["compile"] is pays
+
+
+def test_code_lies_beside_each_run_and_the_environment_stays(world, tmp_path, monkeypatch):
+    """Unless the user has named a place."""
+    monkeypatch.delenv(compiling.CODE, raising=False)
+    places = []
+
+    def stand_in(asked, syn, objective, *, twice):
+        places.append(os.environ[compiling.CODE])
+        return QUICK
+
+    monkeypatch.setattr(compiling, "_seconds", stand_in)
+    for name in ("one", "other"):
+        automatic(world, tmp_path / name / "run")
+        assert compiling.CODE not in os.environ
+    monkeypatch.setenv(compiling.CODE, "mine")
+    automatic(world, tmp_path / "third" / "run")
+    code = Path(compiling.FOLDER) / "code"
+    assert places == [str(tmp_path / "one" / code), str(tmp_path / "other" / code), "mine"]
+    assert os.environ[compiling.CODE] == "mine"
+
+
+def test_the_first_rank_measures_for_all(world, monkeypatch):
+    """By itself, so that nothing waits for ranks that measure nothing."""
+    asked = SimpleNamespace(recipe=recipe(), data=world[0], device=CPU, compile="auto")
+    asked.precision, seen = "fp32", []
+    monkeypatch.setattr(dist.td, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist.td, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "told", lambda value: True)
+    monkeypatch.setattr(compiling, "compiled", lambda *_: "compiled")
+    monkeypatch.setattr(compiling, "_if_it_pays", lambda *_: seen.append(dist.num_ranks()))
+    for rank in range(2):
+        monkeypatch.setattr(dist.td, "get_rank", lambda rank=rank: rank)
+        settled = compiling.settled(asked, None, None, None, None)
+        assert settled == ("compiled", {"compile": True}) and dist.num_ranks() == 2
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("said", ['{"seconds": "7", "share": 0.5}', "[", '{"share": -1}'])
+def test_what_was_measured_of_compiling_and_is_damaged_is_measured_again(
+    world, tmp_path, monkeypatch, capsys, said
+):
+    seen = timings(monkeypatch, SLOW)
+    automatic(world, tmp_path / "first")
+    (kept,) = (tmp_path / compiling.FOLDER).glob("*.json")
+    kept.write_text(said)
+    automatic(world, tmp_path / "second")
+    assert seen == ["eager", "compiled"] * 2 and "is damaged" in capsys.readouterr().out
+    assert files.read_json(kept)["seconds"] == 7.0
 
 
 def test_a_compiler_that_fails_or_is_slower_is_left_out(world, tmp_path, monkeypatch, capsys):

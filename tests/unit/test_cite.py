@@ -19,7 +19,7 @@ from ddengine.recipe import AugmentConfig
 from ddengine.sets.codec import Identity
 from ddengine.system.errors import UserError
 from synth.catalogue import RECIPES, find
-from synth.cite import DATASET_CITES, bibtex, entries, keys
+from synth.cite import DATASET_CITES, bibtex, bibtex_of_command, entries, keys
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = AugmentConfig(ops=())
@@ -226,3 +226,26 @@ def test_command_line_prints_plain_text_with_flags_and_parts_taken():
     assert done.returncode == 0, done.stderr
     expected = bibtex(replace(IPC1, data=find("mtt/imagewoof_ipc1").data))
     assert done.stdout.decode() == expected and printed(expected)[-1] == "deng2009imagenet"
+
+
+def test_what_passes_over_images_by_score_is_cited():
+    skipping = replace(IPC1, init=replace(IPC1.init, kind="el2n", skip=0.5))
+    assert "lee2024selmatch" in keys(skipping)
+    assert "lee2024selmatch" not in keys(replace(IPC1, init=replace(IPC1.init, kind="el2n")))
+
+
+def test_the_contrast_of_views_is_cited_where_it_counts():
+    apart = find("haba/fashion_mnist_ipc1_small")
+    assert {"liu2022haba", "khosla2020supcon"} <= set(keys(apart))
+    views = replace(apart.objective.views, contrast=0.0)
+    assert "khosla2020supcon" not in keys(
+        replace(apart, objective=replace(apart.objective, views=views))
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [("thin", ["pleiss2020aum", "zheng2024hmn"]), ("quantise", ["tran2026ptq"])],
+)
+def test_commands_on_finished_sets_are_cited(command, wanted):
+    assert printed(bibtex_of_command(command)) == wanted

@@ -1,5 +1,6 @@
 """Folders that one command at a time works in."""
 
+import contextvars
 import errno
 import fcntl
 import json
@@ -7,16 +8,19 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import run
+from helpers import run, tiny_data, tiny_set
 
 import buffers
 import ddengine
-from buffers.making import _delete
+from buffers.making import _claimed, _delete
 from buffers.open import Place
+from ddengine.api import evaluate
 from ddengine.artefact import runs
 from ddengine.system import claims, files
 from ddengine.system.errors import UserError
@@ -184,7 +188,9 @@ def test_no_set_or_store_is_written_into_a_folder_of_another(tmp_path, holder):
     torch.save(torch.randn(10, 1, 8, 8), tmp_path / "images_1.pt")
     recipe = find("dm/fashion_mnist_ipc1_small", data={"name": "digits", "limit": 200})
     out = tmp_path / "run"
+    made = ddengine.Distilled(tiny_set(tiny_data()), {}, None)
     for write in (
+        lambda: made.save(out),
         lambda: ddengine.merge([tmp_path / "nothing"], out),
         lambda: ddengine.quantise(tmp_path / "nothing", out),
         lambda: ddengine.thin(tmp_path / "nothing", out, items=1),
@@ -195,6 +201,41 @@ def test_no_set_or_store_is_written_into_a_folder_of_another(tmp_path, holder):
         with pytest.raises(UserError, match=f"process {os.getpid()} on"):
             write()
     assert [path.name for path in out.iterdir()] == [".lock"]
+
+
+def test_an_evaluation_claims_the_set_that_it_writes_into(tmp_path):
+    """Whether the run was named or the set in it."""
+    distilled = tmp_path / "run" / "distilled"
+    of = SimpleNamespace(run=tmp_path / "run", folder=distilled)
+    asking = SimpleNamespace(of=of, is_told=True)
+    with claims.claimed(distilled, "evaluate"), pytest.raises(UserError, match="Another command"):
+        contextvars.Context().run(evaluate._told, asking, None, "rows", 0.0)
+
+
+@pytest.mark.parametrize("name", ["a\0b", os.fsdecode(b"caf\xe9")])
+def test_names_that_are_no_text_are_refused(tmp_path, name):
+    """Before anything is done; libraries cannot open such files."""
+    with pytest.raises(UserError, match="bytes that are no text"), claims.claimed(Path(name), "x"):
+        raise AssertionError
+
+
+def test_a_file_needs_a_name():
+    for write in (claims.claimed_file(Path(""), "report"), files.replacing(Path(""))):
+        with pytest.raises(UserError, match=r"'\.' is a folder, and a file is to be"), write:
+            raise AssertionError
+
+
+def test_stores_are_claimed_in_one_order(tmp_path, monkeypatch):
+    """So that two commands that wait do not wait for each other."""
+    claimed = []
+    monkeypatch.setattr(
+        claims, "claimed", lambda folder, command: nullcontext(claimed.append(folder.name))
+    )
+    places = [Place("mlp", tmp_path / name, {}) for name in ("a", "b")]
+    for order in (places, places[::-1]):
+        with _claimed(order):
+            pass
+    assert claimed == ["a", "b"] * 2
 
 
 def test_a_store_that_another_command_reads_is_not_deleted(tmp_path):

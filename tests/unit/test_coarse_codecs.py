@@ -294,12 +294,32 @@ def test_a_codec_that_does_not_say_its_bytes_has_no_budget():
         (lambda: Hallucinated(styles=0), "codec.styles must be at least 1"),
         (lambda: Mixed(learned=1.0), "a share between 0 and 1"),
         (lambda: Mixed(learned=0.1).fit(5, SHAPE, 2), "set ipc 10 or more"),
+        (lambda: Mixed(learned=0.8).fit(1, SHAPE, 2), "set ipc 2 or more"),
+        (lambda: Mixed(learned=0.8).within(384, SHAPE, 2), "the 2 images of .* set --budget 1152"),
         (lambda: Spectra(items=999).fit(1, SHAPE, 2), "do not fit into 2304 bytes, which hold"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(make, words):
     with pytest.raises(UserError, match=words):
         make()
+
+
+@pytest.mark.parametrize("learned", [0.1, 0.2, 1 / 3, 0.45, 0.5, 0.7, 0.8, 0.95])
+def test_the_budget_that_is_named_is_the_least_that_does(learned):
+    codec = Mixed(learned=learned)
+    least = codec.shipped_bytes(codec.least_items, SHAPE, 2)
+    _, items = codec.within(least, SHAPE, 2)
+    assert items == codec.least_items
+    with pytest.raises(UserError, match=f"set --budget {least}, "):
+        codec.within(least - 1, SHAPE, 2)
+
+
+def test_equally_large_coefficients_take_no_more_bytes():
+    codec = COARSE["speed"]
+    codec, tensors = packed(codec)
+    tensors["coefficients"] = torch.ones_like(tensors["coefficients"])
+    _, shipped = codec.ship(tensors, PREPROCESS)
+    assert stored_bytes(shipped) == codec.shipped_bytes(codec.items, SHAPE, CLASSES)
 
 
 DAMAGES = {

@@ -4,15 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from matching import close, draws_of, ours, own_examples, tiny_world
+from matching import close, draws_of, on_ranks, ours, own_examples, tiny_world
 
+from ddengine import loop
 from ddengine.data import RealSet
 from ddengine.learning import augment
-from ddengine.recipe import AugmentConfig
+from ddengine.recipe import AugmentConfig, OptimConfig, OuterConfig
 from ddengine.sets.codec import MultiFormation
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
-from synth.distances import Means
+from synth.distances import Characteristic, LearnedCharacteristic, Means
 from synth.distribution import DistributionMatching
 from synth.networks import OnReal, OnSynthetic, Untrained
 
@@ -231,3 +232,52 @@ def test_a_set_whose_classes_are_not_in_order_and_bad_values():
     for wrong in ({"real_batch": 0}, {"syn_batch": 0}, {"classes_at_once": 0}):
         with pytest.raises(UserError, match=f"objective.{next(iter(wrong))}"):
             replace(DM, **wrong)
+
+
+NORMAL, LEARNED = Characteristic(number=6), LearnedCharacteristic(number=6, lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("distance", "step_after", "at_once", "real"),
+    [
+        (Means(), "each", 1, [5, 5]),
+        (NORMAL, "each", 3, [6, 4]),
+        (NORMAL, "all", None, [5, 5]),
+        (LEARNED, "all", 3, [6, 4]),
+        (LEARNED, "each", 1, [5, 5]),
+    ],
+)
+def test_ranks_share_classes_whatever_moves(distance, step_after, at_once, real, monkeypatch):
+    """Images, network and frequencies become those of one rank; each sees a part of real images."""
+    trained = OnReal(steps=3, images=20, batch=10)
+    config = replace(DM, distance=distance, networks=trained, classes_at_once=at_once)
+    outer = OuterConfig(steps=2, optim={"images": OptimConfig(lr=0.1)}, step_after=step_after)
+
+    def reached(shared):
+        env, syn = tiny_world(F64)
+        seen = []
+        objective = config.build(env)
+        monkeypatch.setattr(objective, "embed", seen_by(seen, objective.embed))
+        assert not shared or config.share(objective, step_after == "each")
+        state = loop.first_state(syn, objective, outer, 0)
+        for _ in range(outer.steps):
+            loop.outer_step(syn, objective, outer, state, 0, shared)
+        return state.tensors | state.objective, sum(seen) / config.real_batch / outer.steps
+
+    one, everything = reached(shared=False)
+    ranks = on_ranks(monkeypatch, 2, lambda: reached(shared=True))
+    assert everything == 10 and [classes for _, classes in ranks] == real
+    for several, _ in ranks:
+        for name, tensor in one.items():
+            close(several[name], tensor, 1e-9)
+
+
+def seen_by(seen, embed):
+    """As `embed`, which notes how many images it was given that need no gradient."""
+
+    def noted(theta, images):
+        if not torch.is_grad_enabled() and len(images) % DM.real_batch == 0:
+            seen.append(len(images))
+        return embed(theta, images)
+
+    return noted

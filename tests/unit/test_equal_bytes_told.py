@@ -73,14 +73,21 @@ def test_the_best_pair_that_nobody_published_is_named():
         a_run("plain", a_row("distilled", [0.5, 0.5])),
         a_run("linba", a_row("distilled", [0.6, 0.6]), a_row("random_coded", [0.4, 0.4])),
         a_run("speed", a_row("distilled", [0.55, 0.55])),
-        a_run("gaussians", a_row("distilled", [0.7, 0.7])),  # which has published figures
+        # which have published figures
+        a_run("gaussians", a_row("distilled", [0.7, 0.7])),
+        a_run("palettes", a_row("distilled", [0.7, 0.7])),
+        a_run("reduced", a_row("distilled", [0.7, 0.7])),
     ]
     (said,) = told.crosses(told.points(runs), told.points(runs, ("random_coded",)))
     assert (
         "linba under DM does most at ipc1:f32: 60.0 (random images in the same codec 40.0" in said
     )
-    assert said.endswith("plain images 50.0).")
-    assert told.crosses(told.points(runs[-1:]), []) == []
+    assert said.endswith(
+        "plain images 50.0); published are bases that are learned through training."
+    )
+    assert told.crosses(told.points(runs[-3:]), []) == []
+    (said,) = told.crosses(told.points([a_run("quantised, 2 bits", a_row("distilled", [0.5]))]), [])
+    assert said.endswith("published are sets of DM that are quantised after their distillation.")
 
 
 def test_nothing_was_expected_at_other_budgets():

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import struct
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -484,6 +486,31 @@ def test_thinned_curves_keep_extremes():
         and kept_steps == sorted(kept_steps)
     )
     assert charts.thinned([1, 2, 3], [1.0, float("inf"), 3.0]) == ([1, 3], [1.0, 3.0])
+
+
+def test_no_file_but_a_picture_travels_with_the_page(folder, tmp_path, capsys):
+    """A run of a stranger may have a link to anything, and pages are given away."""
+    secret = tmp_path / "secret"
+    secret.write_text("of nobody else's business")
+    drawn = sorted((folder / "progress").glob("*.png"))[0]
+    shutil.copy(drawn, folder / "real_vs_distilled.png")
+    for path in (folder / "real_vs_distilled.png", secret):
+        assert bool(pictures.picture_of(path)) == (path != secret)
+    (folder / "real_vs_distilled.png").unlink()
+    (folder / "real_vs_distilled.png").symlink_to(secret)
+    assert pictures.picture_of(folder / "real_vs_distilled.png") == ""
+    assert "is no picture, so the page leaves it out" in capsys.readouterr().out
+
+
+def test_a_picture_of_more_than_memory_is_refused(folder):
+    """By its header, which claims 60,000 x 60,000 pixels."""
+    path = sorted((folder / "progress").glob("*.png"))[0]
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", 60_000, 60_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is no picture"):
+        html(folder)
 
 
 def test_progress_loses_only_its_enlargement(folder, made):

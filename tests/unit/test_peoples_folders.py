@@ -20,6 +20,7 @@ from ddengine.data import fit_preprocess, load_data, preprocess
 from ddengine.data.splits import sorted_classes, split_word_in
 from ddengine.data.torch_dataset import data_of, own_config, reordered
 from ddengine.recipe import DataConfig
+from ddengine.system import files
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 
@@ -729,3 +730,13 @@ def test_whitening_that_does_not_fit_is_refused_before_it_begins(monkeypatch):
         fit_preprocess(pixels, zca=True)
     monkeypatch.setattr(preprocess, "available_memory", lambda device: 10**9)
     fit_preprocess(pixels, zca=True)
+
+
+def test_names_that_are_no_text_can_be_written(tmp_path):
+    """Linux takes any bytes as names, such as those of archives of old; JSON and terminals do not."""
+    name = os.fsdecode(b"caf\xe9")
+    classes(tmp_path / "images", names=(name, "dog"))
+    data = load(tmp_path / "images")
+    assert data.class_names == ("caf?", "dog") and len(data.train) == 6
+    files.write_json(tmp_path / "a.json", {"command": ["distill", name], "é": "é"})
+    assert files.read_json(tmp_path / "a.json") == {"command": ["distill", "caf?"], "é": "é"}

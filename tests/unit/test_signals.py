@@ -211,7 +211,9 @@ def test_what_is_replaced_is_on_the_disk_first(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "number", [errno.EFBIG, errno.EIO, errno.ENOSPC, errno.ESTALE], ids=errno.errorcode.get
+    "number",
+    [errno.EFBIG, errno.EIO, errno.ENOSPC, errno.ESTALE, errno.EISDIR, errno.EBUSY],
+    ids=errno.errorcode.get,
 )
 def test_errors_of_the_file_system_name_the_file(tmp_path, monkeypatch, capsys, number):
     """Writing says no name by itself."""

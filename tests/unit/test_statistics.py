@@ -33,7 +33,7 @@ from ddengine.sets.codec import (
     Quantised,
 )
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import digests
+from ddengine.system import digests, dist
 from ddengine.system.errors import UserError
 from ddengine.system.files import read_tensors
 from ddengine.system.rng import generator
@@ -702,6 +702,40 @@ def test_groups_go_on_where_they_were(tmp_path, monkeypatch):
     )
     again, _ = optimised(config, tmp_path / "again", {"checkpoint_every": 1})
     assert torch.equal(again, whole) and len(made) == 4 * 4 - 6
+
+
+def test_the_log_of_a_group_that_was_cut_is_said(tmp_path, capsys):
+    """And metrics.jsonl tells of the steps that all groups tell of."""
+    config = StatisticsMatching(
+        batches=OnePerClass(), augment=ROLL, images_at_once=5, images_in_group=10
+    )
+    whole, events = optimised(config, tmp_path)
+    cut = tmp_path / "groups" / "0002" / "metrics.jsonl"
+    lines = cut.read_bytes().splitlines(keepends=True)
+    cut.write_bytes(lines[0] + b'{"step": 2}\n' + lines[2] + lines[3][:9])
+    again, left = optimised(config, tmp_path)
+    assert torch.equal(again, whole) and f"{cut} was cut or changed" in capsys.readouterr().out
+    assert [event["step"] for event in left] == [1, 2, 3] and left[1]["loss"] is None
+    assert [left[0], left[2]] == [events[0], events[2]] and not left[1]["applied"]
+
+
+def test_ranks_share_forward_passes(monkeypatch):
+    """In teachers whose weights were adjusted for each batch, which are state."""
+    config = StatisticsMatching(
+        batches=OnePerClass(), augment=ROLL, adjust=0.3, adjust_steps=2, images_at_once=2
+    )
+    objective, syn, _ = world(config, ("convnet-d2-w4-bn",) * 2, codec=Identity(), sets=3)
+    (one, slope), several = ours(objective, syn, "images"), []
+    assert not config.share(objective, True) and config.share(objective, False)
+    monkeypatch.setattr(dist, "num_ranks", lambda: 2)
+    monkeypatch.setattr(dist, "from_first", lambda tensors: None)
+    for rank in range(2):
+        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+        several.append(ours(objective, syn, "images"))
+    (first, of_first), (second, of_second) = several
+    assert first and second and len(first) + len(second) == len(one)
+    assert float(sum(first) + sum(second)) == pytest.approx(float(sum(one)), rel=1e-9)
+    close(of_first + of_second, slope, 1e-9)
 
 
 class Board:

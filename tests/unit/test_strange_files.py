@@ -25,6 +25,8 @@ from ddengine import contents, contents_of_uses, loop
 from ddengine.api import evaluate
 from ddengine.api.results import opened
 from ddengine.artefact import folder as folders
+from ddengine.artefact import listing
+from ddengine.evaluation.trainings import Trained
 from ddengine.models import build_model
 from ddengine.objective import Objective
 from ddengine.pages.commands import commands
@@ -33,6 +35,7 @@ from ddengine.recipe import OuterConfig
 from ddengine.sets.codec import MultiFormation
 from ddengine.system import claims, files, log, typed
 from ddengine.system.errors import UserError
+from ddengine.system.memo import Memo
 from ddengine.system.parsing import DEEPEST, parsed
 from ddengine.system.rng import generator
 from ddengine.system.visible import visible
@@ -225,6 +228,20 @@ def test_lines_that_are_no_events_are_left_out(tmp_path):
     assert contents.events(path) == []
 
 
+def test_what_an_unfinished_evaluation_remembers_is_checked(tmp_path):
+    """Where it is first looked at."""
+    sound = {"accuracies": [0.5, None], "right": [[3, 1], [0, 0]], "seconds": 0.5}
+    for wrong in ([], {"seconds": 1}, sound | {"accuracies": ["a"]}, sound | {"right": [3]}):
+        path = tmp_path / "evaluation.partial.jsonl"
+        path.unlink(missing_ok=True)
+        for key, value in (("final/a", sound), ("final/b", wrong)):
+            Memo(path, "it").put(key, value)
+        memo = Memo(path, "it")
+        assert memo.get("final/a", Trained) == sound and memo.get("final/c", Trained) is None
+        with pytest.raises(UserError, match=r"partial.jsonl cannot be read \(.*; delete it"):
+            memo.get("final/b", Trained)
+
+
 def test_control_characters_are_shown(capsys):
     """By everything that speaks to a terminal; what people write stays."""
     assert visible("a\x1b[2J\u202eb\r\n\tKäfer") == "a\\x1b[2J\\u202eb\\r\n\tKäfer"
@@ -254,6 +271,20 @@ def test_links_out_of_a_folder_are_refused(tmp_path):
     with pytest.raises(UserError, match="remove it"), claims.claimed(tmp_path / "piped", "x"):
         raise AssertionError
     assert (outside / "file").read_text() == "mine" and len(list(outside.iterdir())) == 1
+
+
+def test_links_that_lead_in_a_circle_are_said(tmp_path):
+    """Where a folder is claimed, and where a list names one."""
+    (tmp_path / "circle").symlink_to("circle")
+    with (
+        pytest.raises(UserError, match="cannot be written"),
+        claims.claimed(tmp_path / "circle", ""),
+    ):
+        raise AssertionError
+    for name, words in (("circle", "is missing"), ("a\0b", "lies elsewhere")):
+        files.write_json(tmp_path / ".digests.json", {"files": {name: "0"}})
+        with pytest.raises(UserError, match=words):
+            raise UserError(dict(listing.wrong(tmp_path / ".digests.json")).popitem()[1])
 
 
 def test_a_file_that_is_a_link_is_replaced(tmp_path):

@@ -45,6 +45,12 @@ class Mixed(Codec):
         assert self.items is not None, "the codec was not fitted to a budget"
         return int(self.items * self.learned)
 
+    @property
+    def least_items(self) -> int:
+        """As many that one is learned; the others stay."""
+        least = math.floor(1 / self.learned)
+        return least if int(least * self.learned) else least + 1
+
     def small(self) -> Codec:
         """Half of them learned."""
         return replace(self, learned=0.5, items=None)
@@ -54,11 +60,10 @@ class Mixed(Codec):
     ) -> tuple[Codec, int]:
         """With the number of images in it."""
         mixed = replace(self, items=ipc)
-        if not 1 <= mixed.num_learned < ipc:
-            least = math.ceil(1 / min(self.learned, 1 - self.learned))
+        if ipc < self.least_items:
             raise UserError(
-                f"codec.learned {self.learned:g} of ipc {ipc} leaves {mixed.num_learned} images of "
-                f"a class to learn and {ipc - mixed.num_learned} to keep; set ipc {least} or more."
+                f"codec.learned {self.learned:g} of ipc {ipc} leaves no image of a class to learn; "
+                f"set ipc {self.least_items} or more."
             )
         return mixed, ipc
 

@@ -45,6 +45,11 @@ class Codec(Protocol):
         return 1
 
     @property
+    def least_items(self) -> int:
+        """Stored items of a class at least."""
+        return 1
+
+    @property
     def keeps_images(self) -> bool:
         """Whether each stored image is one training example, and the tensors hold no other part."""
         return False
@@ -119,20 +124,22 @@ class Codec(Protocol):
     ) -> int:
         """Items of each class that so many bytes hold.
 
-        Raises UserError, with the smallest budget that would do, for less than one.
+        Raises UserError, with the smallest budget that would do, for less than `least_items`.
         """
 
         def fits(items: int) -> bool:
             return self.shipped_bytes(items, image_shape, num_classes) <= num_bytes
 
-        if not fits(1):
-            needed = self.shipped_bytes(1, image_shape, num_classes)
+        least = self.least_items
+        if not fits(least):
+            needed = self.shipped_bytes(least, image_shape, num_classes)
+            held = "no image" if least == 1 else f"less than the {least} images"
             raise UserError(
-                f"A budget of {num_bytes} bytes holds no image of each of {num_classes} classes in "
+                f"A budget of {num_bytes} bytes holds {held} of each of {num_classes} classes in "
                 f"the codec {type(self).__name__}, which take {needed}; set --budget {needed}, "
                 "raise ipc, or make the codec's parts smaller."
             )
-        above = 2
+        above = 2 * least
         while fits(above):
             above *= 2
         below = above // 2

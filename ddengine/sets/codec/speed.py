@@ -193,9 +193,8 @@ class SparseTokens(NearImages):
         if "coefficients" not in tensors:
             return self, dict(tensors)
         shipped = dict(tensors)
-        flat = sparse(shipped.pop("coefficients").detach(), self.kept).flatten(2)
-        most = max(self.kept, int((flat != 0).sum(2).max()))  # more where some are equally large
-        places = flat.abs().topk(most, 2).indices.sort(2).values
+        flat = shipped.pop("coefficients").detach().flatten(2)
+        places = largest_places(flat, self.kept)
         shipped["largest"] = flat.gather(2, places).half()
         shipped["places"] = places.short()
         for name in ("tokens", "network"):
@@ -223,7 +222,7 @@ class SparseTokens(NearImages):
             "network": (weights,),
             "tokens": (self.tokens, self.dim),
             "coefficients": (None, self.heads, patches, self.tokens),
-            "largest": (None, self.heads, None),
+            "largest": (None, self.heads, None),  # more in older sets, of equally large ones
         }
         wrong = other_shape(tensors, sizes)
         if wrong is not None:
@@ -257,14 +256,13 @@ def first_network(shapes: list[tuple[int, ...]], rng: Generator) -> Tensor:
     return torch.cat(parts)
 
 
-def sparse(coefficients: Tensor, kept: int) -> Tensor:
-    """Coefficients (S, heads, patches, K) with zeros for those smaller than the `kept` largest.
+def largest_places(coefficients: Tensor, kept: int) -> Tensor:
+    """(S, heads, kept) int64, ascending: the places of the largest of (S, heads, patches K).
 
-    Those as large as the last of these stay, too.
+    Never more, because a budget promises their bytes; the released program also keeps those that
+    are as large as the last of them.
     """
-    flat = coefficients.flatten(2)
-    least = flat.abs().topk(kept, 2).values[..., -1:]
-    return (flat * (flat.abs() >= least)).view_as(coefficients)
+    return coefficients.abs().topk(kept, 2).indices.sort(2).values
 
 
 # What is shipped: plain torch, see `Codec.loader`.
