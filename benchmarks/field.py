@@ -11,15 +11,17 @@ memory on a CPU and computes deterministically on CUDA (runtime.setup); "field, 
 the field's loop with that. Each way has a process, and they take turns, on as many threads; a row
 has the median seconds of the processor and of the clock, the mean ratio with its 95 % interval
 (Student's t on its logarithm), and the peak memory of each way in one more process. A graph that
-does not fit into memory is not tried, and the row says what it would take. The file is written
-after every cell, and the same command goes on after the last that it holds.
+does not fit into memory is not tried, and the row says what it would take. The floor is what the
+operations of convolutions and matrix products take at the fastest speed of these here, measured in
+the same run. The file is written after every cell, and the same command goes on after the last that
+it holds.
 """
 
 import math
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -311,9 +313,42 @@ def ways_of(cell: str, settings: Settings, way: str) -> dict[str, Once]:
 # Measuring.
 
 
-def names(pipe: Any, cell: str, settings: Settings) -> None:
-    """Send the names of the ways of a cell."""
-    pipe.send(list(ways_of(cell, settings, OURS)))
+def work(pipe: Any, cell: str, settings: Settings) -> None:
+    """Send the names of the ways of a cell, and its floor in seconds of the processor.
+
+    Under the floor no way can come that makes as many floating-point operations (of convolutions
+    and matrix products) as ours does, at the speed of the fastest of these here.
+    """
+    ways = ways_of(cell, settings, OURS)
+    with common.Operations() as counter:
+        ways[OURS](0)
+    pipe.send((list(ways), counter.number / fastest(World(settings, OURS))))
+
+
+def fastest(world: World) -> float:
+    """Operations a second: those of a matrix product, or of a convolution, whichever has more."""
+    size, images, channels, pixels = 2048, 64, 128, 16
+    matrix = torch.randn(size, size, device=world.device)
+    seen = torch.randn(images, channels, pixels, pixels, device=world.device)
+    weights = torch.randn(channels, channels, 3, 3, device=world.device)
+    of_product = 2 * size**3
+    of_convolution = 2 * images * pixels**2 * weights.numel()
+    return max(
+        of_product / _least_seconds(world, lambda: matrix @ matrix),
+        of_convolution / _least_seconds(world, lambda: torch.conv2d(seen, weights, padding=1)),
+    )
+
+
+def _least_seconds(world: World, once: Callable[[], Any]) -> float:
+    """The least that something takes of the processor, of the clock where that is a GPU's."""
+    clock = time.perf_counter if world.device.type == "cuda" else time.process_time
+    seconds = []
+    for _ in range(10):
+        start = clock()
+        once()
+        world.wait()
+        seconds.append(clock() - start)
+    return min(seconds)
 
 
 def turns(pipe: Any, cell: str, settings: Settings, way: str) -> None:
@@ -328,11 +363,13 @@ def turns(pipe: Any, cell: str, settings: Settings, way: str) -> None:
         pipe.send((time.process_time() - cpu, time.perf_counter() - wall))
 
 
-def times(cell: str, settings: Settings) -> dict[str, list[tuple[float, float]]]:
+def times(
+    cell: str, settings: Settings, ways: Sequence[str]
+) -> dict[str, list[tuple[float, float]]]:
     """Seconds of the processor and of the clock of all turns but the first, by way."""
     with ExitStack() as stack:
         pipes = {}
-        for way in common.apart(names, cell, settings):
+        for way in ways:
             pipes[way] = stack.enter_context(common.beside(turns, cell, settings, way))
         measured: dict[str, list[tuple[float, float]]] = {way: [] for way in pipes}
         for turn in range(settings.repeats + 1):
@@ -351,11 +388,12 @@ def memory(pipe: Any, cell: str, settings: Settings, way: str) -> None:
 
 def measured(cell: str, settings: Settings) -> list[dict[str, Any]]:
     """A row for each way of a cell."""
-    seconds = times(cell, settings)
+    ways, floor = common.apart(work, cell, settings)
+    seconds = times(cell, settings, ways)
     which = 1 if runtime.setup(settings.device).type == "cuda" else 0  # of the clock on CUDA
     rows = []
     for way, of_way in seconds.items():
-        row: dict[str, Any] = {"cell": cell, "way": way}
+        row: dict[str, Any] = {"cell": cell, "way": way, "floor_s": floor}
         for name, place in (("processor_s", 0), ("clock_s", 1)):
             row[name] = statistics.median(turn[place] for turn in of_way)
         row["turns"] = of_way
@@ -385,7 +423,9 @@ def said(row: dict[str, Any]) -> str:
         f"{start} {row['processor_s']:8.3f} s of the processor, {row['clock_s']:8.3f} s, "
         f"{row['peak_bytes'] / 1e9:6.2f} GB"
     )
-    if "faster" not in row or row["way"] == FIELD:
+    if row["way"] == FIELD:
+        return f"{line}, floor {row['floor_s']:.3f} s"
+    if "faster" not in row:
         return line
     line += f", {row['faster']:.2f} x"
     if row["faster_interval"] is not None:
