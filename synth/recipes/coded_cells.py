@@ -1,10 +1,11 @@
-"""Cells of CIFAR in codecs, at the bytes of images of 4 bytes a value: published ones, and a cross.
+"""Cells of CIFAR and ImageNet in codecs, at the bytes of images of 4 bytes a value, and a cross.
 
 GSDD (Gaussians under MTT): the paper's table of settings (arXiv 2509.26219): 15,000 outer steps, 60
-student steps, starts up to epoch 30, Adam on the numbers of all primitives, whitened images. Its
-body says a rate of 0.001 and its appendix 0.01; these have that of the body. How long the
-primitives are fitted to real images first it does not say; here 1000 steps, as in its benchmark of
-fitting. Figures: its table.
+student steps, starts up to epoch 30, Adam on the numbers of all primitives, whitened images; of the
+subsets of ImageNet at 128 pixels 20 student steps, starts up to epoch 40. `_dm` is the same under
+DM: 20,000 steps, 1024 real images a class, all synthetic ones. Its body says a rate of 0.001 and
+its appendix 0.01; these have that of the body. How long the primitives are fitted to real images
+first it does not say; here 1000 steps, as in its benchmark of fitting. Figures: its tables.
 
 HaBa (hallucinators under MTT): the released program (distill_fac.py and its scripts): 15,000 outer
 steps, five hallucinators, rate 100 and momentum 0.95 of images and of hallucinators, and the losses
@@ -23,14 +24,18 @@ from dataclasses import replace
 from buffers.steps import Sgd
 from ddengine.recipe import BufferConfig, OptimConfig, Recipe, TargetConfig
 from ddengine.sets.codec import Codec, Gaussians, Hallucinated, Quantised
+from synth.distribution import DistributionMatching
+from synth.networks import Untrained
 from synth.recipes import datm, with_codecs
-from synth.recipes.cells import UNTUNED, Figure, cell, figure, sentences
+from synth.recipes.cells import FILES, UNTUNED, Figure, cell, figure, sentences
+from synth.recipes.matching import strategy
 from synth.trajectory import TrajectoryMatching, UniformWindow
 from synth.views import ViewsApart
 
 GSDD = "GSDD's table"
 BODY = "The paper's body has a rate of 0.001, its appendix one of 0.01."
 NO_FLOOR = "The released learning rate is held at 0.001 at least, here at 0.000001."
+EVALUATED = "How networks are trained on sets of DM was not read; it is MTT's evaluation."
 BATCH = "The batch of the student was not read; these see all examples at each step."
 ADAM = OptimConfig(kind="adam", lr=0.001, momentum=0.9, beta2=0.999)
 # dataset, ipc: images per class, primitives of each, batch of the student, figure
@@ -41,6 +46,15 @@ GAUSSIANS: dict[tuple[str, int], tuple[int, int, int, Figure]] = {
     ("cifar100", 1): (30, 22, 512, (43.0, 0.1)),
     ("cifar100", 10): (80, 85, 512, (47.4, 0.3)),
     ("cifar100", 50): (400, 85, 640, (53.1, 0.2)),
+}
+# subset of ImageNet at 128 pixels and one image per class: figures under MTT and under DM, in %
+OF_IMAGENET: dict[str, tuple[float, float]] = {
+    "imagenette": (76.4, 74.6),
+    "imagewoof": (46.4, 43.4),
+    "imagefruit": (51.2, 52.0),
+    "imagemeow": (53.8, 48.2),
+    "imagesquawk": (73.2, 73.6),
+    "imageyellow": (72.4, 69.4),
 }
 # ipc: student steps, one past the last start, rate of the learned rate, its start, figure
 HALLUCINATED: dict[int, tuple[int, int, float, float, Figure]] = {
@@ -78,6 +92,44 @@ def _gaussians(dataset: str, ipc: int) -> Recipe:
         note=sentences(BODY, NO_FLOOR),
     )
     return _with(recipe, Gaussians(primitives=primitives, items=items), {"primitives": ADAM})
+
+
+def _of_imagenet(dataset: str, printed: float) -> Recipe:
+    recipe = cell(
+        "gsdd",
+        ("jiang2025gsdd", "cazenavette2022mtt"),
+        dataset,
+        1,
+        zca=False,
+        lr_img=ADAM.lr,
+        lr_lr=1e-6,
+        steps=15000,
+        buffer=BufferConfig(step=Sgd()),
+        objective=TrajectoryMatching(
+            inner_steps=20, expert_epochs=2, window=UniformWindow(high=40), batch=150
+        ),
+        published=figure((printed, None), GSDD),
+        note=sentences(BODY, NO_FLOOR),
+    )
+    return _with(recipe, Gaussians(primitives=170, items=64), {"primitives": ADAM})
+
+
+def _under_dm(like: Recipe, printed: float) -> Recipe:
+    """The cell of a subset of ImageNet in networks that are not trained."""
+    objective = DistributionMatching(
+        networks=Untrained(), augment=strategy(like.data.name), real_batch=1024
+    )
+    return replace(
+        like,
+        name=f"{like.name}_dm",
+        cites=("jiang2025gsdd", "zhao2023dm"),
+        published=figure((printed, None), GSDD),
+        note=sentences(BODY, EVALUATED, FILES[like.data.name]),
+        buffer=None,
+        objective=objective,
+        codec=Gaussians(primitives=54, items=200),
+        outer=replace(like.outer, steps=20000, optim={"primitives": ADAM}),
+    )
 
 
 def _hallucinated(ipc: int) -> Recipe:
@@ -144,6 +196,9 @@ def recipes() -> list[Recipe]:
     """All of them."""
     cells = [_small()]
     cells += [_gaussians(dataset, ipc) for dataset, ipc in GAUSSIANS]
+    for dataset, (under_mtt, under_dm) in OF_IMAGENET.items():
+        of_subset = _of_imagenet(dataset, under_mtt)
+        cells += [of_subset, _under_dm(of_subset, under_dm)]
     cells += [_hallucinated(ipc) for ipc in HALLUCINATED]
     for recipe in datm.recipes():
         if recipe.data.name == "cifar10" and recipe.published and recipe.ipc in QUANTISED:

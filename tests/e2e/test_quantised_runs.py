@@ -107,6 +107,20 @@ def test_groups_are_made_for_a_budget(made, monkeypatch, capsys):
     assert "take at least 204" in capsys.readouterr().err and not Path("tiny").exists()
 
 
+def test_a_finished_set_that_keeps_its_features(made, monkeypatch):
+    """Other images of as many bytes at most; the same seed makes the same."""
+    monkeypatch.chdir(made)
+    assert run("quantise", "plain", "--refine", "3", "--refine_lr", "0.1", "--out", "nearer") == 0
+    nearer, plain = ddengine.load("nearer"), ddengine.quantise("plain")
+    told = json.loads(Path("nearer/meta.json").read_text())["quantised"]
+    assert told["refine"] == 3 and told["refine_lr"] == 0.1 and told["seed"] == 0
+    assert "refine" not in plain.meta["quantised"]
+    assert decoded(nearer).shape == decoded(plain).shape
+    assert not torch.equal(decoded(nearer), decoded(plain))
+    again = ddengine.quantise("plain", refine=3, refine_lr=0.1)
+    assert torch.equal(decoded(nearer), decoded(again))
+
+
 def test_what_cannot_be_is_one_sentence(made, monkeypatch, capsys):
     monkeypatch.chdir(made)
     assert run("quantise", "plain") == 2
@@ -117,5 +131,9 @@ def test_what_cannot_be_is_one_sentence(made, monkeypatch, capsys):
     assert run("quantise", "nothing", "--out", "x") == 2
     assert run("quantise", "plain", "--patch", "0", "--out", "x") == 2
     assert not Path("x").exists()
-    with pytest.raises(UserError, match="made of other things"):
-        ddengine.quantise("two")
+    for options in ({}, {"refine": 3}):
+        with pytest.raises(UserError, match="made of other things"):
+            ddengine.quantise("two", **options)
+    for wrong in ({"refine": -1}, {"refine": 2.5}, {"refine_lr": 0.0}, {"refine_lr": float("nan")}):
+        with pytest.raises(UserError, match="refine"):
+            ddengine.quantise("plain", **wrong)

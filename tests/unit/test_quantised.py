@@ -8,6 +8,7 @@ import torch
 
 from ddengine.data import Preprocess
 from ddengine.sets.codec import Quantised, codec_of, quantised
+from ddengine.sets.quantising import refined
 from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -188,3 +189,30 @@ def test_damaged_codes_are_told():
     with pytest.raises(lzma.LZMAError):
         lzma.decompress(b"\x00\x01", lzma.FORMAT_XZ)
     assert "no image has" in codec.flaw({"images": torch.full((1, *SHAPE), 1e9)})
+
+
+@pytest.fixture
+def observer():
+    """Features (B, 6) of images (B, 3, 11, 13)."""
+    weights = torch.randn(6, 3, 5, 5, generator=generator(0, "observer"))
+    return lambda images: torch.nn.functional.conv2d(images, weights).relu().mean((2, 3))
+
+
+def errors_of_features(images, wanted, codec, observer):
+    decoded = codec.decode({"images": images}, torch.arange(len(images)))
+    return (observer(decoded) - observer(wanted)).square().mean(1)
+
+
+def test_refined_images_keep_their_features(observer):
+    """Each at least as well as before, all together clearly better, and groups come afterwards."""
+    codec, tensors = packed(bits=2, groups=5)
+    images = tensors["images"]
+    given = images.clone()
+    alone = Quantised(bits=2)
+    before = errors_of_features(images, given, alone, observer)
+    change = refined(images, codec, observer, steps=20, lr=0.01)
+    after = errors_of_features(change, given, alone, observer)
+    assert (after <= before).all() and after.sum() < 0.7 * before.sum()
+    assert torch.equal(images, given) and not change.requires_grad
+    assert torch.equal(change, refined(images, codec, observer, steps=20, lr=0.01, batch=7))
+    assert torch.equal(refined(images, codec, observer, steps=0, lr=0.01), given)
