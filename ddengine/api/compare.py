@@ -119,11 +119,19 @@ def _read(of: Sequence[Distilled | Path | str]) -> list[Evaluated]:
 
 
 def runs_in(path: Path) -> list[Path]:
-    """The finished runs of a sweep; of any other folder itself."""
+    """The finished runs of a sweep; of any other folder itself.
+
+    Raises UserError for a sweep, such as of a stranger, that names a run elsewhere.
+    """
     if not (path / SWEEP).is_file():
         return [path]
     finished = []
     for name in contents.read_json(path / SWEEP, "runs")["runs"]:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(
+                f"{path / SWEEP} names the run {name!r}, which lies elsewhere; restore it or run "
+                "the sweep again."
+            )
         if (path / "runs" / name / "evaluation.json").is_file():
             finished.append(path / "runs" / name)
     return finished

@@ -155,7 +155,8 @@ def _column_of_logits(path: Path) -> np.ndarray[Any, Any] | None:
     try:
         if "logits" not in pq.read_schema(path).names:
             return None
-        rows = pq.read_table(path, columns=["logits"]).column("logits").to_pylist()
+        table = pq.read_table(path, columns=["logits"], page_checksum_verification=True)
+        rows = table.column("logits").to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
             f"{path} cannot be read ({str(error).split('. ')[0]}); get the file again."

@@ -64,4 +64,5 @@ def write_parquet(path: Path, syn: SyntheticSet, export: Exported) -> None:
         }
     info = json.dumps({"info": {"features": features}})
     table = pa.table(columns).replace_schema_metadata({"huggingface": info})
-    pq.write_table(table, path, compression="zstd", row_group_size=1000)
+    # a checksum of every page, which readers may compare (`page_checksum_verification`)
+    pq.write_table(table, path, compression="zstd", row_group_size=1000, write_page_checksum=True)

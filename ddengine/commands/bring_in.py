@@ -8,7 +8,7 @@ import tyro
 
 from buffers.imports import Imported, bring_in
 from ddengine.commands.on_recipe import of_recipe
-from ddengine.commands.options import OfRecipe, RecipeT
+from ddengine.commands.options import OfRecipe, RecipeT, Waits
 from ddengine.commands.words import without_flags
 from ddengine.recipe import Recipe
 from ddengine.system import log, program
@@ -16,7 +16,7 @@ from ddengine.system.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportOptions(OfRecipe, Generic[RecipeT]):
+class ImportOptions(OfRecipe, Waits, Generic[RecipeT]):
     """Flags of import.
 
     The recipe says which images, preprocessing and network the files are of and, for experts, how

@@ -10,6 +10,7 @@ from ddengine.artefact.runs import is_set
 from ddengine.artefact.tars import PER_SHARD
 from ddengine.commands import cli
 from ddengine.commands.on_set import OnPaths
+from ddengine.commands.options import Waits
 from ddengine.system import log
 
 
@@ -19,7 +20,7 @@ def is_store(path: Path) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions:
+class ExportOptions(Waits):
     """Flags of export."""
 
     # mtt: the files of MTT, FTD, TESLA and DATM | webdataset: a tar, or several, of 8-bit PNGs |

@@ -7,11 +7,12 @@ import ddengine
 from ddengine.api.evaluate import data_settings
 from ddengine.commands import cli
 from ddengine.commands.on_set import OnPaths
+from ddengine.commands.options import Waits
 from ddengine.system import log, program
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeOptions:
+class MergeOptions(Waits):
     """Flags of merge."""
 
     out: Path | None = None  # folder to write

@@ -7,11 +7,12 @@ from typing import Literal
 import ddengine
 from ddengine.commands import cli
 from ddengine.commands.on_set import OnPaths
+from ddengine.commands.options import Waits
 from ddengine.system import log, program
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantiseOptions:
+class QuantiseOptions(Waits):
     """Flags of quantise."""
 
     bits: Literal[2, 3, 4, 8] = 2  # of a value

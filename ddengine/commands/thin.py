@@ -6,11 +6,12 @@ from pathlib import Path
 import ddengine
 from ddengine.commands import cli
 from ddengine.commands.on_set import OnPaths
+from ddengine.commands.options import Waits
 from ddengine.system import log, program
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThinOptions:
+class ThinOptions(Waits):
     """Flags of thin."""
 
     bytes: int | None = None  # of the set, labels apart: as many images stay as it holds

@@ -102,7 +102,8 @@ def _column(path: Path, column: str) -> "pa.ChunkedArray":
 
     try:
         # chunked: combined, more than 2 GB of bytes would not fit pyarrow's offsets
-        return pq.read_table(path, columns=[column]).column(column)
+        table = pq.read_table(path, columns=[column], page_checksum_verification=True)
+        return table.column(column)
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(path, error) from None
 
@@ -132,7 +133,7 @@ def _group(path: Path, column: str, number: int, field: str) -> "pa.ChunkedArray
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             return file.read_row_group(number, columns=[field]).column(column)
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(path, error) from None

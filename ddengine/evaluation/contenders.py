@@ -23,6 +23,7 @@ from ddengine.sets.synthetic import SyntheticSet, coded
 from ddengine.system import log
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
+from ddengine.system.typed import Count
 from ddengine.types import Facts, TrainingSet
 
 # coresets that look through a network
@@ -239,7 +240,7 @@ class Looking:
         if self.choosing_needs_its_rate:
             lr, _ = choose_lr(bench, self.full, self.model)
         facts = self._facts(kind, ipc, lr)
-        known = bench.shared.get(facts)
+        known = bench.shared.get(facts, list[Count])
         if known is not None:
             return known
         index = coreset.choose(

@@ -59,6 +59,12 @@ class Trained(TypedDict):
     seconds: Positive
 
 
+class Cut(TypedDict):
+    """How many updates time allows networks."""
+
+    updates: Count
+
+
 def key_of(bench: Bench, group: Group) -> tuple[str, bool]:
     """What a group is remembered by, and whether other processes may."""
     asked = group.all
@@ -117,7 +123,7 @@ def _of_others(bench: Bench, group: Group, key: str, keep: bool) -> Json | None:
     if key in bench.asked_others:
         return None
     bench.asked_others.add(key)
-    result = bench.shared.get(baselines.of_training(bench, group.all))
+    result = bench.shared.get(baselines.of_training(bench, group.all), Trained)
     return None if result is None else {**result, "remembered": True}
 
 
@@ -327,7 +333,7 @@ def is_measured(bench: Bench, who: Contender, model: str) -> bool:
     if key in bench.asked_others:
         return False
     bench.asked_others.add(key)
-    choice = bench.shared.get(_cut_facts(bench, who, model))
+    choice = bench.shared.get(_cut_facts(bench, who, model), Cut)
     if choice is not None:
         bench.memo.put(key, choice)
     return choice is not None

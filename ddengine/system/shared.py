@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ddengine.system import files, log
+from ddengine.system import files, log, typed
 from ddengine.system.errors import UserError
 
 OF = "of.json"  # what all files of a folder are of
@@ -30,8 +30,11 @@ class Shared:
     renew: bool = False  # values of others are found out again, and replaced
     written: set[str] = field(default_factory=set)  # names of files of this program
 
-    def get(self, facts: Mapping[str, Any]) -> Any:
-        """The value that these facts decide; None where nobody has found it out."""
+    def get(self, facts: Mapping[str, Any], kind: Any = Any) -> Any:
+        """The value that these facts decide; None where nobody has found it out.
+
+        One that is not of `kind`, a type as annotations have it, is not believed.
+        """
         path = self._path(facts)
         if path is None or not path.is_file() or (self.renew and path.name not in self.written):
             return None
@@ -39,10 +42,11 @@ class Shared:
             content = files.read_json(path, "of", "value", "digest")
         except UserError:
             content = {"of": None, "value": None, "digest": ""}
-        if content["digest"] != _digest([content["of"], content["value"]]):
+        value = content["value"]
+        if content["digest"] != _digest([content["of"], value]) or not typed.fits(value, kind):
             log.say(f"{path} is damaged, so what it was to say is found out again")
             return None
-        return content["value"] if content["of"] == facts else None
+        return value if content["of"] == facts else None
 
     def put(self, facts: Mapping[str, Any], value: Any) -> None:
         """Let others know a value. A folder that cannot be written is only no help."""

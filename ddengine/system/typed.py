@@ -127,11 +127,11 @@ def _check_union(value: Any, hint: Any, name: str) -> None:
         return
     if len(others) == 1:
         check(value, others[0], name)
-    elif not any(_fits(value, kind) for kind in others):
+    elif not any(fits(value, kind) for kind in others):
         raise _misfit(value, hint, name)
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
     """Whether plain data have a type."""
     try:
         check(value, hint)

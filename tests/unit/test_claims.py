@@ -203,6 +203,16 @@ def test_no_set_or_store_is_written_into_a_folder_of_another(tmp_path, holder):
     assert [path.name for path in out.iterdir()] == [".lock"]
 
 
+def test_every_command_that_writes_into_a_folder_can_wait(capsys):
+    """As the sentence of the one that is refused says."""
+    for words in (
+        *(["export", "x"], ["merge", "x", "y"], ["quantise", "x"], ["thin", "x"], ["report", "x"]),
+        *(["import", *DIGITS[:1]], ["select", *DIGITS[:1]]),
+    ):
+        assert run(*words, "--wait", "--unknown") == 2
+        assert "options: --unknown" in capsys.readouterr().err, words
+
+
 def test_an_evaluation_claims_the_set_that_it_writes_into(tmp_path):
     """Whether the run was named or the set in it."""
     distilled = tmp_path / "run" / "distilled"

@@ -7,6 +7,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import CPU, MODEL, new_model, run, tiny_data, tiny_set, tiny_store
@@ -18,8 +19,9 @@ from buffers import store
 from buffers.store import ExpertStore
 from ddengine import loop
 from ddengine.api import compare
-from ddengine.artefact import describe, listing, plain, results
+from ddengine.artefact import describe, finished, listing, parquet, plain, results
 from ddengine.artefact import folder as folders
+from ddengine.artefact.eight_bit import exported
 from ddengine.artefact.results import check_of_set
 from ddengine.pages import reading
 from ddengine.system import digests, files, log
@@ -357,3 +359,29 @@ def test_curves_of_a_log_that_was_changed_are_warned_of(tmp_path, monkeypatch, c
     assert len(reading.read(Path("run")).events) == 3
     assert "is not as the run left it" in capsys.readouterr().out
     assert run("verify", "run") == 2 and "metrics.jsonl" in capsys.readouterr().err
+
+
+def test_no_bit_of_the_labels_in_a_parquet_file_changes_unnoticed(tmp_path):
+    """Pages have checksums: they are read by `import`, and one by one where files are large."""
+    syn = tiny_set(tiny_data())
+    labels = torch.linspace(-1, 1, 10 * len(syn.classes)).view(-1, 10)
+    path = tmp_path / "train.parquet"
+    labelled = syn.with_labels(labels)
+    parquet.write_parquet(path, labelled, exported(labelled))
+    assert torch.equal(finished._logits([path]), labels)
+    sound, noticed = path.read_bytes(), 0
+    with pq.ParquetFile(path) as file:
+        group = file.metadata.row_group(0)
+    columns = map(group.column, range(group.num_columns))
+    column = next(one for one in columns if one.path_in_schema.startswith("logits"))
+    begin = column.dictionary_page_offset or column.data_page_offset
+    for place in range(begin, begin + column.total_compressed_size, 13):
+        changed = bytearray(sound)
+        changed[place] ^= 4
+        path.write_bytes(changed)
+        try:
+            assert torch.equal(finished._logits([path]), labels)  # statistics, which nobody reads
+        except UserError as error:
+            assert "cannot be read" in str(error)
+            noticed += 1
+    assert noticed > 5

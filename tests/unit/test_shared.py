@@ -50,7 +50,8 @@ def test_what_does_not_fit_is_not_believed(tmp_path, damage, capsys):
         path.write_text(text[: len(text) // 2] if damage == "half" else "")
     assert shared.get(FACTS) is None and "is damaged" in capsys.readouterr().out
     shared.put(FACTS, [1, 2])
-    assert shared.get(FACTS) == [1, 2]
+    assert shared.get(FACTS, list[int]) == [1, 2]
+    assert shared.get(FACTS, list[str]) is None and "is damaged" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_written_is_only_no_help(tmp_path, capsys):

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from buffers.exchange import load_pt
 from ddengine import contents, contents_of_uses, loop
 from ddengine.api import evaluate
+from ddengine.api.compare import runs_in
 from ddengine.api.results import opened
 from ddengine.artefact import folder as folders
 from ddengine.artefact import listing
@@ -286,6 +287,14 @@ def test_links_that_lead_in_a_circle_are_said(tmp_path):
         files.write_json(tmp_path / ".digests.json", {"files": {name: "0"}})
         with pytest.raises(UserError, match=words):
             raise UserError(dict(listing.wrong(tmp_path / ".digests.json")).popitem()[1])
+
+
+@pytest.mark.parametrize("name", ["../../other", "/etc", "a/../../b"])
+def test_a_sweep_has_its_own_runs_alone(tmp_path, name):
+    """A page of it would show what nobody meant to give away."""
+    files.write_json(tmp_path / "sweep.json", {"of": {}, "runs": {name: {}}})
+    with pytest.raises(UserError, match="lies elsewhere"):
+        runs_in(tmp_path)
 
 
 def test_a_file_that_is_a_link_is_replaced(tmp_path):
