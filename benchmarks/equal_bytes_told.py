@@ -227,29 +227,40 @@ def crosses(distilled: Sequence[Point], controls: Sequence[Point]) -> list[str]:
     """For each budget the best pair of codec and method that no published figure was found for."""
     lines = []
     for budget in dict.fromkeys(point.budget for point in distilled):
-        new = []
-        for point in distilled:
-            codec = point.form.partition(",")[0]
-            if point.budget == budget and codec in NO_FIGURE.get(point.method, ()):
-                new.append(point)
+        new = [point for point in distilled if point.budget == budget and _is_new(point)]
         if not new:
             continue
         best = max(new, key=lambda point: point.mean)
-        beside = []
-        for control in controls:
-            same = (control.group, control.form) == (best.group, best.form)
-            if same and control.kind == "random_coded":
-                beside.append(f"random images in the same codec {_percent(control.mean)}")
-        for point in distilled:
-            if (point.group, point.form) == (best.group, PLAIN):
-                beside.append(f"plain images {_percent(point.mean)}")
-        near = NEAR.get((best.method, best.form.partition(",")[0]))
+        near = NEAR.get((best.method, _codec(best)))
         lines.append(
             f"Of codecs under a method for which no published figure was found, {best.form} under "
             f"{best.method.upper()} does most at {budget}: {_percent(best.mean)} "
-            f"({', '.join(beside)}){f'; {near}' if near else ''}."
+            f"({', '.join(_beside(best, distilled, controls))}){f'; {near}' if near else ''}."
         )
     return lines
+
+
+def _codec(point: Point) -> str:
+    """The first word of its form."""
+    return point.form.partition(",")[0]
+
+
+def _is_new(point: Point) -> bool:
+    """Whether no published figure was found for its codec under its method."""
+    return _codec(point) in NO_FIGURE.get(point.method, ())
+
+
+def _beside(best: Point, distilled: Sequence[Point], controls: Sequence[Point]) -> list[str]:
+    """What random images in the codec of a set reach, and the plain set beside it."""
+    beside = []
+    for control in controls:
+        same = (control.group, control.form) == (best.group, best.form)
+        if same and control.kind == "random_coded":
+            beside.append(f"random images in the same codec {_percent(control.mean)}")
+    for point in distilled:
+        if (point.group, point.form) == (best.group, PLAIN):
+            beside.append(f"plain images {_percent(point.mean)}")
+    return beside
 
 
 def _gain(best: Point, plain: Point) -> str:

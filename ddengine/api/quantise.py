@@ -65,7 +65,7 @@ def quantise(
 
     Raises:
         UserError: a set whose images are made of other things, a budget that is too small, steps
-            below 0, a folder that is there.
+            below 0, a network that diverges, a folder that is there.
     """
     check_run(seed, "fp32")
     _check_refinement(refine, refine_lr)
@@ -114,6 +114,11 @@ def _refinement(
         # its features are those of the classes, and teachers of dynamic labels are not asked
         labels="hard" if config.labels == "dynamic" else None,
     ).requires_grad_(False)
+    if not all(bool(p.isfinite().all()) for p in network.parameters()):
+        raise UserError(
+            "The network that learned the set is not finite, so that its features say nothing; "
+            "leave refine out, or take another seed."
+        )
     embed = network.embed
     assert callable(embed)
     return partial(refined, codec=codec, embed=embed, steps=steps, lr=lr)

@@ -120,6 +120,15 @@ def test_a_finished_set_that_keeps_its_features(made, monkeypatch):
     again = ddengine.quantise("plain", refine=3, refine_lr=0.1)
     assert torch.equal(decoded(nearer), decoded(again))
 
+    def diverged(*_, **__):
+        return (
+            torch.nn.Linear(1, 1).requires_grad_(False).apply(lambda m: m.weight.fill_(torch.nan))
+        )
+
+    monkeypatch.setattr("ddengine.api.quantise.train_one", diverged)
+    with pytest.raises(UserError, match="not finite"):
+        ddengine.quantise("plain", refine=3)
+
 
 def test_what_cannot_be_is_one_sentence(made, monkeypatch, capsys):
     monkeypatch.chdir(made)
