@@ -11,13 +11,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -53,15 +55,47 @@ def peak() -> int:
     return int(line.split()[1]) * 1024
 
 
-def apart(target: Any, *args: Any) -> Any:
-    """What `target` sends through its first argument, a pipe, from a process of its own."""
+@contextmanager
+def beside(target: Any, *args: Any) -> Iterator[Any]:
+    """The other end of the pipe that `target` gets first, in a process that runs meanwhile."""
     pipe, child = mp.get_context("spawn").Pipe()
     process = mp.get_context("spawn").Process(target=target, args=(child, *args))
     process.start()
     child.close()  # so that a process that dies ends the waiting
-    result = pipe.recv()
-    process.join()
-    return result
+    try:
+        yield pipe
+    finally:
+        pipe.close()
+        process.join()
+
+
+def apart(target: Any, *args: Any) -> Any:
+    """What `target` sends through its first argument, a pipe, from a process of its own."""
+    with beside(target, *args) as pipe:
+        return pipe.recv()
+
+
+class Operations(TorchDispatchMode):
+    """Counts floating-point operations as `FlopCounterMode` does, within autograd.grad too.
+
+    That one hooks into modules, which fails where a gradient is differentiated.
+    """
+
+    number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count what an operation costs, and do it."""
+        kwargs = kwargs or {}
+        count = flop_registry.get(func._overloadpacket)
+        if count is None:
+            with self:
+                made = func.decompose(*args, **kwargs)
+            if made is not NotImplemented:
+                return made
+        made = func(*args, **kwargs)
+        if count is not None:
+            self.number += count(*args, **kwargs, out_val=made)
+        return made
 
 
 def stopped_after(words: Sequence[str], seconds: float, log: Path) -> int:

@@ -5,18 +5,24 @@
 Each cell is one piece of work on images of CIFAR-10's shape, of no meaning, in a ConvNet-D3: an
 epoch of an expert on 1024 images; an outer step of MTT (1 and 10 images per class, T = 10, 30, 50),
 of DSA (1) and of DM (10); 30 updates of 5 networks of an evaluation. The field's way is
-plain_loops.py, which passes the golden vectors. Both ways take turns in one process, on the same
-threads; a row has the median seconds of the processor and of the clock, the mean ratio with its
-95 % interval (Student's t on its logarithm), and the peak memory of each way in a process of its
-own. A graph that does not fit into memory is not tried, and the row says what it would take. The
-file is written after every cell, and the same command goes on after the last that it holds.
+plain_loops.py, which passes the golden vectors, in a process that is set up as published programs
+are: by PyTorch's defaults, on CUDA with cuDNN's search for the fastest kernels. Ours keeps freed
+memory on a CPU and computes deterministically on CUDA (runtime.setup); "field, set up as ours" is
+the field's loop with that. Each way has a process, and they take turns, on as many threads; a row
+has the median seconds of the processor and of the clock, the mean ratio with its 95 % interval
+(Student's t on its logarithm), and the peak memory of each way in one more process. A graph that
+does not fit into memory is not tried, and the row says what it would take. The floor is what the
+operations of convolutions and matrix products take at the fastest speed of these here, measured in
+the same run. The file is written after every cell, and the same command goes on after the last that
+it holds.
 """
 
 import math
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -50,7 +56,8 @@ EXPERT_IMAGES = 1024
 NETWORKS, UPDATES = 5, 30  # of an evaluation
 MTT = [f"mtt_ipc{ipc}_t{steps}" for ipc in (1, 10) for steps in (10, 30, 50)]
 CELLS = ("expert", *MTT, "dsa_ipc1", "dm_ipc10", "evaluation")
-FIELD, OURS, COMPILED = "field", "ours", "ours compiled"
+FIELD, LIKE_OURS = "field", "field, set up as ours"
+OURS, COMPILED = "ours", "ours compiled"
 FITS = 0.7  # of the memory that is available, which a step may be expected to take
 
 Once = Callable[[int], Any]  # does the work of a cell for the n-th time
@@ -65,7 +72,7 @@ class Settings:
     width: int = 128
     threads: int = 1  # of a CPU, of both ways
     repeats: int = 5  # turns, after one that is not counted
-    compiled: bool = True  # also the compiled inner gradient, where there is one
+    compiled: bool = True  # also what is compiled, where there is anything
     name: str = "field"  # of the result's file
     out: Path = common.RESULTS  # the folder of that file
 
@@ -87,8 +94,12 @@ class Expert:
 class World:
     """What both ways work with."""
 
-    def __init__(self, settings: Settings):
-        self.device = runtime.setup(settings.device)
+    def __init__(self, settings: Settings, way: str):
+        if way == FIELD:
+            self.device = runtime.device_named(settings.device)
+            torch.backends.cudnn.benchmark = True
+        else:
+            self.device = runtime.setup(settings.device)
         if self.device.type == "cpu":
             torch.set_num_threads(settings.threads)
         self.model = f"convnet-d3-w{settings.width}-in"
@@ -174,7 +185,7 @@ def expert(world: World, settings: Settings) -> dict[str, Once]:
         train_expert(world.network(number), data, config, number)
         world.wait()
 
-    return {FIELD: field, OURS: ours}
+    return {FIELD: field, LIKE_OURS: field, OURS: ours}
 
 
 def mtt(world: World, settings: Settings, ipc: int, steps: int) -> dict[str, Once]:
@@ -200,7 +211,7 @@ def mtt(world: World, settings: Settings, ipc: int, steps: int) -> dict[str, Onc
 
     ways: dict[str, Once] = {}
     if _graph_bytes(world, len(syn) * steps) < FITS * runtime.available_memory(world.device):
-        ways[FIELD] = field
+        ways |= {FIELD: field, LIKE_OURS: field}
     for name, compile in ((OURS, False), (COMPILED, True)):
         if compile and not settings.compiled:
             continue
@@ -228,7 +239,7 @@ def dsa(world: World, settings: Settings) -> dict[str, Once]:
         plain_loops.dsa_loss(network, *_by_class(world, real, syn, config, number)).backward()
         world.wait()
 
-    return {FIELD: field, OURS: partial(outer_step, objective, syn, world)}
+    return {FIELD: field, LIKE_OURS: field, OURS: partial(outer_step, objective, syn, world)}
 
 
 def dm(world: World, settings: Settings) -> dict[str, Once]:
@@ -243,7 +254,7 @@ def dm(world: World, settings: Settings) -> dict[str, Once]:
         plain_loops.dm_loss(network.embed, *_by_class(world, real, syn, config, number)).backward()
         world.wait()
 
-    return {FIELD: field, OURS: partial(outer_step, objective, syn, world)}
+    return {FIELD: field, LIKE_OURS: field, OURS: partial(outer_step, objective, syn, world)}
 
 
 def _by_class(
@@ -286,12 +297,12 @@ def evaluation(world: World, settings: Settings) -> dict[str, Once]:
         )
         world.wait()
 
-    return {FIELD: field, OURS: ours}
+    return {FIELD: field, LIKE_OURS: field, OURS: ours}
 
 
-def ways_of(cell: str, settings: Settings) -> dict[str, Once]:
-    """The ways of doing the work of a cell, by name."""
-    world = World(settings)
+def ways_of(cell: str, settings: Settings, way: str) -> dict[str, Once]:
+    """The ways of doing the work of a cell, by name, in a process set up for one of them."""
+    world = World(settings, way)
     if cell.startswith("mtt_"):
         ipc, steps = cell.removeprefix("mtt_ipc").split("_t")
         return mtt(world, settings, int(ipc), int(steps))
@@ -302,61 +313,119 @@ def ways_of(cell: str, settings: Settings) -> dict[str, Once]:
 # Measuring.
 
 
-def times(pipe: Any, cell: str, settings: Settings) -> None:
-    """Send the seconds of the processor and of the clock of all turns, by way."""
-    measured: dict[str, list[tuple[float, float]]] = {}
-    ways = ways_of(cell, settings)
-    for turn in range(settings.repeats + 1):
-        for name, once in ways.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            once(turn)
-            took = (time.process_time() - cpu, time.perf_counter() - wall)
-            measured.setdefault(name, []).append(took)
-    pipe.send({name: of_way[1:] for name, of_way in measured.items()})
+def work(pipe: Any, cell: str, settings: Settings) -> None:
+    """Send the names of the ways of a cell, and its floor in seconds of the processor.
+
+    Under the floor no way can come that makes as many floating-point operations (of convolutions
+    and matrix products) as ours does, at the speed of the fastest of these here.
+    """
+    ways = ways_of(cell, settings, OURS)
+    with common.Operations() as counter:
+        ways[OURS](0)
+    pipe.send((list(ways), counter.number / fastest(World(settings, OURS))))
 
 
-def memory(pipe: Any, cell: str, way: str, settings: Settings) -> None:
+def fastest(world: World) -> float:
+    """Operations a second: those of a matrix product, or of a convolution, whichever has more."""
+    size, images, channels, pixels = 2048, 64, 128, 16
+    matrix = torch.randn(size, size, device=world.device)
+    seen = torch.randn(images, channels, pixels, pixels, device=world.device)
+    weights = torch.randn(channels, channels, 3, 3, device=world.device)
+    of_product = 2 * size**3
+    of_convolution = 2 * images * pixels**2 * weights.numel()
+    return max(
+        of_product / _least_seconds(world, lambda: matrix @ matrix),
+        of_convolution / _least_seconds(world, lambda: torch.conv2d(seen, weights, padding=1)),
+    )
+
+
+def _least_seconds(world: World, once: Callable[[], Any]) -> float:
+    """The least that something takes of the processor, of the clock where that is a GPU's."""
+    clock = time.perf_counter if world.device.type == "cuda" else time.process_time
+    seconds = []
+    for _ in range(10):
+        start = clock()
+        once()
+        world.wait()
+        seconds.append(clock() - start)
+    return min(seconds)
+
+
+def turns(pipe: Any, cell: str, settings: Settings, way: str) -> None:
+    """Do the work of a cell each time that the pipe gives its number.
+
+    Sends the seconds of the processor and of the clock that it took. None ends it.
+    """
+    once = ways_of(cell, settings, way)[way]
+    while (turn := pipe.recv()) is not None:
+        cpu, wall = time.process_time(), time.perf_counter()
+        once(turn)
+        pipe.send((time.process_time() - cpu, time.perf_counter() - wall))
+
+
+def times(
+    cell: str, settings: Settings, ways: Sequence[str]
+) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of the processor and of the clock of all turns but the first, by way."""
+    with ExitStack() as stack:
+        pipes = {}
+        for way in ways:
+            pipes[way] = stack.enter_context(common.beside(turns, cell, settings, way))
+        measured: dict[str, list[tuple[float, float]]] = {way: [] for way in pipes}
+        for turn in range(settings.repeats + 1):
+            for way, pipe in pipes.items():
+                pipe.send(turn)
+                measured[way].append(pipe.recv())
+        for pipe in pipes.values():
+            pipe.send(None)
+    return {way: of_way[1:] for way, of_way in measured.items()}
+
+
+def memory(pipe: Any, cell: str, settings: Settings, way: str) -> None:
     """Send the added peak memory of one way."""
-    pipe.send(common.added_memory(ways_of(cell, settings)[way]))
+    pipe.send(common.added_memory(ways_of(cell, settings, way)[way]))
 
 
 def measured(cell: str, settings: Settings) -> list[dict[str, Any]]:
     """A row for each way of a cell."""
-    turns = common.apart(times, cell, settings)
+    ways, floor = common.apart(work, cell, settings)
+    seconds = times(cell, settings, ways)
     which = 1 if runtime.setup(settings.device).type == "cuda" else 0  # of the clock on CUDA
     rows = []
-    for way, of_way in turns.items():
-        row: dict[str, Any] = {"cell": cell, "way": way}
+    for way, of_way in seconds.items():
+        row: dict[str, Any] = {"cell": cell, "way": way, "floor_s": floor}
         for name, place in (("processor_s", 0), ("clock_s", 1)):
             row[name] = statistics.median(turn[place] for turn in of_way)
         row["turns"] = of_way
-        row["peak_bytes"] = common.apart(memory, cell, way, settings)
-        if FIELD in turns:
+        row["peak_bytes"] = common.apart(memory, cell, settings, way)
+        if FIELD in seconds:
             logs = []
-            for theirs, own in zip(turns[FIELD], of_way, strict=True):
+            for theirs, own in zip(seconds[FIELD], of_way, strict=True):
                 logs.append(math.log(theirs[which] / own[which]))
             mean, _, ends = intervals.interval(logs, -10.0, 10.0)
             assert mean is not None
             row["faster"] = math.exp(mean)
             row["faster_interval"] = None if ends is None else [math.exp(end) for end in ends]
         rows.append(row)
-    if FIELD not in turns:
+    if FIELD not in seconds:
         ipc, steps = cell.removeprefix("mtt_ipc").split("_t")
-        needed = _graph_bytes(World(settings), CLASSES * int(ipc) * int(steps))
+        needed = _graph_bytes(World(settings, OURS), CLASSES * int(ipc) * int(steps))
         rows.insert(0, {"cell": cell, "way": FIELD, "not_tried": True, "needs_bytes": needed})
     return rows
 
 
 def said(row: dict[str, Any]) -> str:
     """A row in a line."""
-    start = f"{row['cell']:14} {row['way']:14}"
+    start = f"{row['cell']:14} {row['way']:22}"
     if "not_tried" in row:
         return f"{start} not tried: its graphs take up to {row['needs_bytes'] / 1e9:.1f} GB"
     line = (
         f"{start} {row['processor_s']:8.3f} s of the processor, {row['clock_s']:8.3f} s, "
         f"{row['peak_bytes'] / 1e9:6.2f} GB"
     )
-    if "faster" not in row or row["way"] == FIELD:
+    if row["way"] == FIELD:
+        return f"{line}, floor {row['floor_s']:.3f} s"
+    if "faster" not in row:
         return line
     line += f", {row['faster']:.2f} x"
     if row["faster_interval"] is not None:

@@ -28,8 +28,6 @@ import common
 import torch
 import tyro
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from buffers.train import train_expert
 from ddengine import loop
@@ -87,29 +85,6 @@ class Settings:
 
 
 # What is measured, each in a process of its own.
-
-
-class Operations(TorchDispatchMode):
-    """Counts floating-point operations as `FlopCounterMode` does, within autograd.grad too.
-
-    That one hooks into modules, which fails where a gradient is differentiated.
-    """
-
-    number = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count what an operation costs, and do it."""
-        kwargs = kwargs or {}
-        count = flop_registry.get(func._overloadpacket)
-        if count is None:
-            with self:
-                made = func.decompose(*args, **kwargs)
-            if made is not NotImplemented:
-                return made
-        made = func(*args, **kwargs)
-        if count is not None:
-            self.number += count(*args, **kwargs, out_val=made)
-        return made
 
 
 class Experts:
@@ -180,7 +155,7 @@ def of_step(pipe: Any, point: Point, repeats: int) -> None:
     step()
     peak = common.peak() - before
     seconds = statistics.median(step() for _ in range(repeats))
-    with Operations() as counter:
+    with common.Operations() as counter:
         step()
     flops = counter.number
     seen = point.ipc * point.classes * point.inner_steps
@@ -200,7 +175,7 @@ def of_experts(pipe: Any, number: int, name: str, images: int, epochs: int) -> N
         network = build_model(MODEL, data.image_shape, data.num_classes, generator(expert))
         train_expert(network, data, config, expert)
 
-    with Operations() as counter:
+    with common.Operations() as counter:
         train(0)
     flops = counter.number
     began = time.perf_counter()

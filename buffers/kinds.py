@@ -8,6 +8,7 @@ parquet files, or their folder                          parquet
 """
 
 import shlex
+import struct
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -231,7 +232,8 @@ def _zipped_arrays(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+    # damage, also names that are no text (ValueError), and what zipfile does not know
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, struct.error):
         return []
     arrays = []
     for name in names:

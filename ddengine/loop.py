@@ -359,7 +359,7 @@ def _begin(
     state = first_state(syn, objective, config, seed)
     state.counters.ranks = dist.num_ranks()
     _check_ranks(state, shared)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(checkpoint.parent)
     return state, 0
 
 

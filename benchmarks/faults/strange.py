@@ -559,7 +559,7 @@ OF_PICKLES: Mapping[str, Callable[[Tensor], Any]] = {
     "sparse": lambda tensor: tensor.to_sparse(),
     "parameter": lambda tensor: torch.nn.Parameter(tensor.float()),
     "meta": lambda tensor: tensor.to("meta"),
-    "turned": lambda tensor: tensor.permute(*range(tensor.dim())[::-1]),
+    "turned": lambda tensor: tensor.permute(list(range(tensor.dim()))[::-1]),
 }
 
 

@@ -163,7 +163,6 @@ def _make(wanted: Wanted, of: Json, folder: Path) -> None:
         ) from None
     with claims.waiting(), claims.claimed(folder, "decoding images", every_rank=True):
         if not (folder / MANIFEST).is_file():
-            files.clean(folder)
             Making(wanted, of, folder).run()
 
 

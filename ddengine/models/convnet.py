@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ddengine.models.instance_norm import InstanceNorm
 from ddengine.models.pooling import AveragePool
 from ddengine.system.runtime import check_memory
 
@@ -19,7 +20,7 @@ class OptionError(ValueError):
 
 
 NORMS: dict[str, Callable[[int, int, int], nn.Module | None]] = {
-    "in": lambda c, h, w: nn.GroupNorm(c, c),
+    "in": lambda c, h, w: InstanceNorm(c),
     "bn": lambda c, h, w: nn.BatchNorm2d(c),
     "ln": lambda c, h, w: nn.LayerNorm([c, h, w]),
     "gn": lambda c, h, w: nn.GroupNorm(4, c),

@@ -36,8 +36,8 @@ def merge(
     have the images of both. The sets must agree in codec and its options, space, kind of labels and
     preprocessing; with `preprocess` the images are brought from the preprocessing of each set into
     that one: the pictures stay the same, and what networks see of them changes. A learned rate is
-    the mean where all sets have one, else none is kept. Iterates beside a running average are left
-    out.
+    the mean where all sets have one, for as many steps, else none is kept. Iterates beside a
+    running average are left out.
 
     Soft labels (N, K) become (N, len(class_names)). What a label says of the classes of its set
     stays as probable as it was at any temperature, and the other classes have the logit
@@ -87,7 +87,7 @@ def merge(
 
 
 def _images_and_rate(sets: Sequence[SyntheticSet], device: torch.device) -> dict[str, Tensor]:
-    """All images, and the mean of the learned rates where all sets have one."""
+    """All images, and the mean of the learned rates where all sets have one, for as many steps."""
     images = []
     rates = []
     for syn in sets:
@@ -95,7 +95,7 @@ def _images_and_rate(sets: Sequence[SyntheticSet], device: torch.device) -> dict
         if "lr" in syn.tensors:
             rates.append(syn.tensors["lr"].to(device))
     tensors = {"images": torch.cat(images)}
-    if len(rates) == len(sets):
+    if len(rates) == len(sets) and len({rate.shape for rate in rates}) == 1:
         tensors["lr"] = torch.stack(rates).mean(0)
     return tensors
 

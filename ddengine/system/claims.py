@@ -64,7 +64,8 @@ def waits() -> bool:
 def claimed(folder: Path | None, command: str, *, every_rank: bool = False) -> Iterator[None]:
     """Within the block no other command works in a folder, which is made where it is not there.
 
-    Of several ranks the first holds the claim. None claims nothing.
+    What a killed command left unfinished in the folder itself is removed (`files.clean`). Of
+    several ranks the first holds the claim. None claims nothing.
 
     Args:
         folder: that is worked in; one that is made and still empty in the end is removed, with
@@ -79,8 +80,10 @@ def claimed(folder: Path | None, command: str, *, every_rank: bool = False) -> I
     if folder is None:
         yield
         return
-    with _locked(folder, folder / files.LOCK, command, every_rank):
+    with _locked(folder, folder / files.LOCK, command, every_rank) as is_new:
         files.refuse_links(folder)
+        if is_new:
+            files.clean(folder)
         yield
 
 
@@ -89,23 +92,28 @@ def claimed_file(path: Path, command: str) -> Iterator[None]:
     """Within the block no other command writes a file; otherwise as `claimed`."""
     if not path.name:
         raise UserError(f"'{path}' is a folder, and a file is to be written; give it a name.")
-    with _locked(path, path.with_name(f".{path.name}{files.LOCK}"), command):
+    with _locked(path, path.with_name(f".{path.name}{files.LOCK}"), command) as is_new:
+        if is_new:
+            files.clean(path.parent, path.name)
         yield
 
 
 @contextmanager
-def _locked(of: Path, lock: Path, command: str, every_rank: bool = False) -> Iterator[None]:
-    """Within the block `lock` is this command's, which works in `of`."""
+def _locked(of: Path, lock: Path, command: str, every_rank: bool = False) -> Iterator[bool]:
+    """Within the block `lock` is this command's, which works in `of`.
+
+    Gives whether it was not before, and this process holds it.
+    """
     files.check_name(of)
     key = files.without_links(lock)
     if key in _held.get() or (dist.rank() != 0 and not every_rank):
-        yield
+        yield False
         return
     new = [folder for folder in lock.parents if not folder.exists()]
     handle = _acquired(of, lock, command)
     token = _held.set(_held.get() | {key})
     try:
-        yield
+        yield True
     finally:
         _held.reset(token)
         if _is_at(handle, lock):  # and not that of another command, where ours went with a folder

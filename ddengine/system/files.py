@@ -24,6 +24,7 @@ from ddengine.system.errors import UserError
 from ddengine.system.parsing import check_regular, content_of, parsed
 
 TEMPORARY = ".writing-"  # prefix of what is not finished
+LONGEST = 150  # characters of a name that a temporary one repeats
 OLD = f"{TEMPORARY}old-"  # prefix of a folder that another one is taking the place of
 NAME_BEHIND = "~"  # what stands before the name of what is written
 APPENDED = (".jsonl",)  # names of files that lines are added to end so
@@ -113,13 +114,15 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def clean(folder: Path) -> None:
+def clean(folder: Path, name: str | None = None) -> None:
     """Remove what a killed process left unfinished, and put back what it had put aside.
 
-    For a folder in which no other command works.
+    For a folder in which no other command works; or of one file or folder there, by its name.
     """
     for path in folder.glob(f"{TEMPORARY}*"):
         place = path.with_name(path.name.partition(NAME_BEHIND)[2] or path.name)
+        if name is not None and place.name != name[-LONGEST:]:
+            continue
         if path.name.startswith(OLD) and not place.exists():
             path.rename(place)
         else:
@@ -137,7 +140,7 @@ def temporary_name(path: Path, prefix: str = TEMPORARY) -> Path:
     """A path beside `path` that no other process, here or on another machine, writes to."""
     host = re.sub(r"[^\w.-]", "_", socket.gethostname())[:32]
     who = f"{host}-{os.getpid()}-{next(_numbers)}"
-    return path.with_name(f"{prefix}{who}{NAME_BEHIND}{path.name[-150:]}")
+    return path.with_name(f"{prefix}{who}{NAME_BEHIND}{path.name[-LONGEST:]}")
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def setup(device: str = "auto", precision: Precision = "fp32") -> torch.device:
 
     Raises UserError when it is not there.
     """
-    chosen = _chosen(device)
+    chosen = device_named(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         # Resuming bit-identically needs the deterministic kernels; cuBLAS wants its workspace fixed
@@ -66,7 +66,7 @@ def setup(device: str = "auto", precision: Precision = "fp32") -> torch.device:
     return chosen
 
 
-def _chosen(device: str) -> torch.device:
+def device_named(device: str) -> torch.device:
     """The device of that name, with its number. Raises UserError when it is not there."""
     local = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":

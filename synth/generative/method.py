@@ -182,7 +182,7 @@ class Sampling(NoObjective):
         )
         images = parts.decode(latents / parts.scale, real.image_shape[0]).cpu()
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            files.make_folder(path.parent)
             files.write_tensors(path, {"images": images})
         return images
 

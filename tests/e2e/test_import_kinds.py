@@ -669,6 +669,19 @@ def test_the_kind_that_was_found_is_named(work, data, capsys):
     assert "state.pt holds a state dict of 6 tensors (features.0.weight," in out
 
 
+def test_an_archive_that_is_damaged_is_said_to_be(work, capsys):
+    """Also where a name in it is no text, or it needs a newer reader."""
+    torch.save(torch.zeros(2, 1, 8, 8), "sound.pt")
+    content = Path("sound.pt").read_bytes()
+    entry = content.rindex(b"PK\x01\x02")  # of the last file, in the directory at the end
+    for place, spoiled in ((8, b"\x00\x08"), (6, b"\xff\x00")):
+        damaged = bytearray(content)
+        damaged[entry + place : entry + place + 2] = spoiled
+        damaged[entry + 46 : entry + 48] = b"\xff\xfe"
+        Path("damaged.pt").write_bytes(damaged)
+        refused(capsys, "damaged.pt", do=partial(bring_in, EXPERTS))
+
+
 def test_images_that_cannot_be_images(work, data, capsys):
     """Too large for any image, in either space; constant ones are warned of."""
     pixels, classes = pixels_of(data, 1)

@@ -356,3 +356,18 @@ def test_what_a_kill_left_half_written_is_removed_when_the_run_goes_on(tmp_path,
     left.write_bytes(b"cut")
     runs.begin(tmp_path, find("dm/digits_ipc1"), {})
     assert not left.exists()
+
+
+def test_who_claims_a_folder_or_a_file_removes_what_a_kill_left_of_it(tmp_path):
+    """But not what this command is writing, and of a file not what is beside it."""
+    page, other = tmp_path / "page.html", tmp_path / "other.html"
+    left = [files.temporary_name(path) for path in (page, other)]
+    for path in left:
+        path.touch()
+    with claims.claimed_file(page, "report"):
+        assert [path.exists() for path in left] == [False, True]
+    with claims.claimed(tmp_path, "evaluate"):
+        assert not left[1].exists()
+        left[1].touch()
+        with claims.claimed(tmp_path, "again"):
+            assert left[1].exists()

@@ -1,5 +1,7 @@
 """The codec of shared bases: how it starts, its budget, what it ships."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -87,7 +89,7 @@ def test_enlarging_is_bilinear():
     ("options", "words"),
     [
         ({"shrink": 3}, r"codec.shrink 3 does not divide images of 8 x 12"),
-        ({"bases": 24}, r"codec.bases 24 leave no coefficients within ipc 2"),
+        ({"bases": 24}, r"codec.bases 24 leave no coefficients within ipc 2 .*; set ipc 3 or"),
         ({"bases": 8, "rows": 99}, r"codec.rows 99 do not fit"),
         ({"bases": 0}, "codec.bases"),
         ({"bases": 8, "items": 3}, r"codec.items 3 is no choice.* it is 2; leave it out"),
@@ -97,6 +99,7 @@ def test_what_does_not_fit_is_refused(options, words):
     """In a sentence."""
     with pytest.raises(UserError, match=words):
         LinearBases(**{"shrink": 2, **options}).fit(IPC, SHAPE, CLASSES)
+    assert LinearBases(bases=24).fit(3, SHAPE, CLASSES)
 
 
 def test_what_is_shipped_reads_itself_and_starts_from_images():
@@ -111,3 +114,10 @@ def test_what_is_shipped_reads_itself_and_starts_from_images():
     noise = reader.decode(tensors, torch.arange(CLASSES * reader.rows))
     assert near.std() > 2 * noise.std()
     assert reader.of_all_classes == "bases"
+
+
+@pytest.mark.parametrize("name", ["rows", "items"])
+def test_a_file_that_does_not_say_the_rows_is_told(name):
+    codec, _, tensors = packed(bases=6)
+    with pytest.raises(UserError, match="does not say how many rows and items"):
+        replace(codec, **{name: None}).source(tensors)

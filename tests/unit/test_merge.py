@@ -70,6 +70,9 @@ def test_sets_of_the_same_classes_are_appended():
 def test_a_learned_rate_is_the_mean_where_all_have_one():
     assert merge([made("a", lr=0.1), made("b", lr=0.3)], [[0], [1]], "ab").lr == pytest.approx(0.2)
     assert merge([made("a", lr=0.1), made("b")], [[0], [1]], "ab").lr is None
+    one_a_step = made("b", lr=0.3)
+    one_a_step.tensors["lr"] = torch.full((3,), 0.3)
+    assert merge([made("a", lr=0.1), one_a_step], [[0], [1]], "ab").lr is None
 
 
 def test_soft_labels_keep_their_probabilities_and_say_nothing_of_other_classes():

@@ -8,6 +8,7 @@ from matching import close
 from torch import nn
 
 from ddengine.models import EXAMPLES, build_model
+from ddengine.models.instance_norm import InstanceNorm
 from ddengine.models.pooling import AveragePool
 from ddengine.system.compat import torchvision
 from ddengine.system.errors import UserError
@@ -112,7 +113,7 @@ def test_convnet_width(width):
 @pytest.mark.parametrize(
     ("option", "kind", "groups"),
     [
-        ("in", nn.GroupNorm, 8),
+        ("in", InstanceNorm, 8),
         ("gn", nn.GroupNorm, 4),
         ("bn", nn.BatchNorm2d, None),
         ("ln", nn.LayerNorm, None),
@@ -169,7 +170,7 @@ def test_convnet_defaults_and_order_of_options():
 def test_convnet_block_order():
     """Convolution with bias, norm, activation, pooling."""
     block = list(new("convnet-d1-w8").features)
-    assert [type(m) for m in block] == [nn.Conv2d, nn.GroupNorm, nn.ReLU, AveragePool]
+    assert [type(m) for m in block] == [nn.Conv2d, InstanceNorm, nn.ReLU, AveragePool]
     assert (
         block[0].bias is not None and block[0].stride == (1, 1) and block[0].kernel_size == (3, 3)
     )

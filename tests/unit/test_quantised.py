@@ -2,6 +2,7 @@
 
 import lzma
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -216,3 +217,33 @@ def test_refined_images_keep_their_features(observer):
     assert torch.equal(images, given) and not change.requires_grad
     assert torch.equal(change, refined(images, codec, observer, steps=20, lr=0.01, batch=7))
     assert torch.equal(refined(images, codec, observer, steps=0, lr=0.01), given)
+
+
+DAMAGES = {
+    "ranges of one image more": lambda t: {"zeros": torch.cat([t["zeros"], t["zeros"][:1]])},
+    "ranges of fewer regions": lambda t: {n: t[n][:, 1:] for n in ("scales", "zeros")},
+    "codes of more images": lambda t: {"codes": torch.cat([t["codes"], t["codes"]])},
+    "codes of fewer images": lambda t: {"codes": t["codes"][:-9]},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("even", [False, True])
+def test_ranges_and_codes_that_do_not_fit_are_told(damage, even):
+    """Packed by bits, and, of even images, compressed."""
+    codec, tensors = packed(bits=2, region="channel")
+    noise = torch.rand(tensors["images"].shape, generator=generator(2))
+    tensors["images"] = (noise > 0.99).float() if even else noise
+    reader, shipped = codec.ship(tensors, PREPROCESS)
+    assert reader.packing == ("lzma" if even else "bits") and reader.flaw(shipped) is None
+    if even and damage == "codes of more images":
+        return  # what follows a compressed stream is not read
+    assert "holds" in reader.flaw({**shipped, **DAMAGES[damage](shipped)})
+
+
+def test_codes_of_another_shape_are_told():
+    codec, tensors = packed(bits=2)
+    reader, shipped = codec.ship(tensors, PREPROCESS)
+    assert "holds 'codes'" in replace(reader, shape=(1, *SHAPE[1:])).flaw(shipped)
+    assert "holds 'scales'" in replace(reader, patch=4).flaw(shipped)
+    assert "holds 'scales'" in replace(reader, region="image").flaw(shipped)

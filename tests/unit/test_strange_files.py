@@ -57,6 +57,7 @@ CHECKPOINT = "unfinished/checkpoint/state.safetensors"
 # what once ended in a traceback, without an end, or with a terminal that obeyed a file
 ONCE = [
     Trial(CHECKPOINT, OfTensors(0.7, "flat"), "distill"),
+    Trial(CHECKPOINT, OfKind("folder above"), "distill"),
     Trial(DATA, OfTensors(0.3, "no width"), "merge"),
     Trial(DATA, OfTensors(0.3, "empty"), "report"),
     Trial(DATA, OfTensors(0.3, "whole"), "evaluate"),

@@ -15,6 +15,8 @@ from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import exact_matmul
 
+BYTES = 4  # of a float32
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearBases(Codec):
@@ -89,16 +91,18 @@ class LinearBases(Codec):
         numbers = ipc * math.prod(image_shape) * num_classes
         most = self.most_rows(numbers, image_shape, num_classes)
         if most < 1:
+            needed = self.shipped_bytes(1, image_shape, num_classes) // BYTES
+            least = -(-needed // (math.prod(image_shape) * num_classes))
             raise UserError(
                 f"codec.bases {self.bases} leave no coefficients within ipc {ipc} of {num_classes} "
-                "classes; lower codec.bases or raise ipc or codec.shrink."
+                f"classes; set ipc {least} or more, or lower codec.bases or raise codec.shrink."
             )
         return self.of_rows(most, ipc, f"ipc {ipc}")
 
     def shipped_bytes(self, items: int, image_shape: tuple[int, int, int], num_classes: int) -> int:
         """Bases, and so many rows of coefficients of each class, in float32."""
         bases = self.bases * math.prod(image_shape) // self.shrink**2
-        return 4 * (bases + items * num_classes * self.bases)
+        return BYTES * (bases + items * num_classes * self.bases)
 
     def within(
         self, num_bytes: int, image_shape: tuple[int, int, int], num_classes: int
@@ -156,9 +160,15 @@ class LinearBases(Codec):
         return {"bases": ("bases",), "coefficients": ("coefficients",)}
 
     def source(self, tensors: Tensors) -> Tensor:
-        """The rows of a class belong to its items in turn."""
-        assert self.rows is not None, "the codec was not fitted to a budget"
-        assert self.items is not None
+        """The rows of a class belong to its items in turn.
+
+        Raises UserError where the codec was not fitted to a budget, or its file says so.
+        """
+        if self.rows is None or self.items is None:
+            raise UserError(
+                "The codec LinearBases does not say how many rows and items a class has, because "
+                "it was not fitted to a budget; set codec.rows and codec.items."
+            )
         coefficients = tensors["coefficients"]
         row = torch.arange(len(coefficients), device=coefficients.device)
         return item_of(row, self.rows, self.items)

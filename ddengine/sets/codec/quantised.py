@@ -14,7 +14,7 @@ from ddengine.data import Preprocess
 from ddengine.recipe import require, require_at_least
 from ddengine.sets.codec.packed import bit_packed, bit_unpacked
 from ddengine.sets.codec.protocol import BYTES_OF_VALUE, Codec, Loader, Tensors, inseparable
-from ddengine.sets.codec.values import too_large
+from ddengine.sets.codec.values import other_shape, too_large
 from ddengine.sets.codec.within_bytes import WithinBytes
 from ddengine.system.configs import to_dict
 from ddengine.system.rng import generator, seed_from
@@ -170,17 +170,32 @@ class Quantised(WithinBytes):
         return 8 * self.bits * values + 64 * len(tensors["codes"])
 
     def flaw(self, tensors: Tensors) -> str | None:
-        """Values that no image has, and codes that do not belong to the scales."""
+        """Values that no image has, and ranges and codes that do not belong to each other."""
         if "images" in tensors:
             return too_large(tensors["images"])
         if "groups" in tensors and int(tensors["groups"].max()) >= len(tensors["scales"]):
             return "holds 'groups' of which there are no 'scales'"
         num = len(regions_of(tensors))
-        try:
-            _unpacked(bytes(tensors["codes"].tolist()), self, num)
-        except (lzma.LZMAError, RuntimeError):
+        regions = num_regions(self.image_shape, self.region, self.patch)
+        ranges = tuple(tensors["scales"].shape) if "groups" in tensors else (num, regions)
+        sizes = {"groups": (num, regions), "scales": ranges, "zeros": ranges}
+        wrong = other_shape(tensors, sizes)
+        if wrong is not None:
+            return wrong
+        if not self._are_codes(tensors["codes"], num):
             return f"holds 'codes' that are not those of {num} images of shape {self.shape}"
         return None
+
+    def _are_codes(self, stream: Tensor, num: int) -> bool:
+        """Whether a stream of bytes is as long as that of so many images, and of these bits."""
+        values = num * math.prod(self.image_shape)
+        if self.packing == "bits":
+            return len(stream) == math.ceil(values * self.bits / 8)
+        try:
+            codes = _unpacked(bytes(stream.tolist()), self, num)
+        except (lzma.LZMAError, RuntimeError):
+            return False
+        return int(codes.max()) < 2**self.bits
 
     def num_images(self, tensors: Tensors) -> float:
         """How many images have as many bytes, at those of a value in `budget`."""
