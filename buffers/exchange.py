@@ -8,7 +8,6 @@ numbers in the same order, so nothing is computed on the way.
 import itertools
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from ddengine.artefact.export import Format
 from ddengine.artefact.tars import PER_SHARD
 from ddengine.data import Data
 from ddengine.recipe import BufferConfig, DataConfig
-from ddengine.system import claims, files, log
+from ddengine.system import archives, claims, files, log
 from ddengine.system.configs import digest
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import check_memory
@@ -77,7 +76,7 @@ def load_pt(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path} is not a file; check the path.")
     try:
-        _check_sums(path)
+        archives.check_sums(path)
         with torch.serialization.safe_globals(STAND_INS), warnings.catch_warnings():  # type: ignore[arg-type]
             warnings.simplefilter("ignore")
             content = _detached(torch.load(path, map_location="cpu", weights_only=True))
@@ -99,18 +98,6 @@ def _bytes_of(value: Any) -> int:
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         return 0
     return sum(map(_bytes_of, value))
-
-
-def _check_sums(path: Path) -> None:
-    """Raise UserError for a damaged part of a zip file; torch.load does not look at the sums."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(part.file_size for part in archive.infolist())
-        check_memory(f"What {path} says it holds", unpacked, "get another file")
-        damaged = archive.testzip()
-    if damaged:
-        raise UserError(f"{path} is damaged in {damaged!r}; get the file again.")
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -355,6 +355,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         for name in file.keys():
             tensors[name] = file.get_tensor(name)
         return tensors, file.metadata() or {}
+
+
+def read_tensor(path: Path, name: str, shape: Sequence[int]) -> Tensor:
+    """A tensor of a safetensors file, whose shape must be `shape`; -1 stands for any number.
+
+    Raises UserError when the file is missing, damaged or changed, or holds no such tensor.
+    """
+    tensors, _ = read_tensors(path)
+    if name not in tensors:
+        raise damaged(path, f"it does not hold {name!r}")
+    held = tuple(tensors[name].shape)
+    fits = [wanted in (-1, size) for wanted, size in zip(shape, held, strict=False)]
+    if len(held) != len(shape) or not all(fits):
+        raise damaged(path, f"{name!r} is of shape {held}, and must be of {tuple(shape)}")
+    return tensors[name]
 
 
 def check_tensors(path: Path) -> str | None:

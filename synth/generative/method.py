@@ -164,8 +164,7 @@ class Sampling(NoObjective):
     ) -> Tensor:
         """The images of numbers `index` (B,) of all, on the CPU."""
         if path is not None and path.is_file():
-            tensors, _ = files.read_tensors(path)
-            return tensors["images"]
+            return files.read_tensor(path, "images", (len(index), -1, -1, -1))
         classes = (index // number).to(parts.device)
         streams = [generator(seed, "image", int(image)) for image in index]
         guided_to = None if modes is None else modes[index.to(modes.device)]

@@ -134,6 +134,22 @@ def _restored(stage: Stage, path: Path) -> _Progress:
     progress = _Progress(torch.zeros(stage.steps), averages)
     if not path.is_file():
         return progress
+    try:
+        _restore(stage, progress, path)
+    except UserError:
+        raise
+    except (KeyError, ValueError, RuntimeError) as error:
+        said = str(error).partition("\n")[0]
+        raise files.damaged(path, f"it is not of these networks: {said}") from None
+    return progress
+
+
+def _restore(stage: Stage, progress: _Progress, path: Path) -> None:
+    """Put back what a checkpoint holds.
+
+    Raises KeyError, ValueError and RuntimeError where that is not of the stage.
+    """
+    parameters, averages = stage.parameters(), progress.averages
     tensors, metadata = files.read_tensors(path)
     progress.losses.copy_(tensors["losses"])
     for name, parameter in parameters.items():
@@ -147,7 +163,6 @@ def _restored(stage: Stage, path: Path) -> _Progress:
     stage.optimiser.load_state_dict(kept)
     progress.done = int(metadata["done"])
     progress.finished = metadata["finished"] == "1"
-    return progress
 
 
 def _kept_by_optimiser(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:

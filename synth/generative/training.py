@@ -99,8 +99,8 @@ def latents_of(parts: Parts, images: RealSet, store: Path | None) -> Tensor:
     """
     path = None if store is None else store / LATENTS
     if path is not None and path.is_file():
-        tensors, _ = files.read_tensors(path)
-        return tensors["latents"].to(images.device)
+        latents = files.read_tensor(path, "latents", (len(images), 2, -1, -1, -1))
+        return latents.to(images.device)
     made = []
     index = torch.arange(len(images), device=images.device).split(AT_ONCE)
     with log.progress("latents", len(index)) as bar:

@@ -16,7 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ddengine.system import compat  # noqa: F401  # so that they can import torchvision
+from ddengine.system import (
+    archives,
+    compat,  # noqa: F401  # so that they can import torchvision
+)
 from ddengine.system.errors import UserError
 from ddengine.types import Json
 
@@ -213,7 +216,10 @@ def _dit_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
+            archives.check_sums(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # torch and safetensors raise many kinds for damaged files
         raise UserError(
             f"{path} cannot be read as weights ({_first_line(error)}); name DiT's file again."

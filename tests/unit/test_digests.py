@@ -385,3 +385,14 @@ def test_no_bit_of_the_labels_in_a_parquet_file_changes_unnoticed(tmp_path):
             assert "cannot be read" in str(error)
             noticed += 1
     assert noticed > 5
+
+
+def test_a_tensor_that_does_not_fit_is_refused(tmp_path):
+    """Such as what another store keeps beside it under the same name, whose digest is sound."""
+    path = tmp_path / "difficulty.safetensors"
+    files.write_tensors(path, {"ranks": torch.arange(6).view(3, 2)})
+    for shape in ((3, 2), (-1, 2)):
+        assert torch.equal(files.read_tensor(path, "ranks", shape), torch.arange(6).view(3, 2))
+    for name, shape in (("ranks", (3,)), ("ranks", (4, 2)), ("ranks", (3, 2, -1)), ("other", (3,))):
+        with pytest.raises(UserError, match=r"is damaged .*delete it and run the command"):
+            files.read_tensor(path, name, shape)

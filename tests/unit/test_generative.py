@@ -15,6 +15,7 @@ from ddengine.models import build_model
 from ddengine.objective import Env
 from ddengine.plan.trainings import first_images
 from ddengine.recipe import DataConfig
+from ddengine.system import files
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.cite import bibtex
@@ -406,6 +407,11 @@ def test_a_stage_clips_gradients_and_ends_with_the_running_average(tmp_path):
         decay = min(0.6, (1 + number) / (10 + number))
         average = decay * average + (1 - decay) * weight
     assert network.weight.item() == pytest.approx(average, rel=1e-5)
+    (path,) = tmp_path.glob("*.safetensors")
+    for tensors in ({}, {"losses": torch.zeros(31)}, {"losses": torch.zeros(30)}):
+        files.write_tensors(path, tensors, {"done": "30", "finished": "1"})
+        with pytest.raises(UserError, match=r"is damaged \(it is not of these networks"):
+            stages.run(stage, tmp_path)
 
 
 @needs_extra

@@ -408,6 +408,18 @@ def test_files_that_hold_no_dit(tmp_path):
             weights.load_denoiser(str(path))
 
 
+def test_a_flipped_bit_of_weights_is_noticed(tmp_path):
+    """torch.load takes any bytes of a tensor for numbers."""
+    path = tmp_path / "DiT.pt"
+    torch.save({"x_embedder.proj.weight": torch.linspace(-1, 1, 4000)}, path)
+    assert weights._dit_state(path)["x_embedder.proj.weight"].shape == (4000,)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged in"):
+        weights._dit_state(path)
+
+
 def test_without_the_libraries_a_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
     with pytest.raises(UserError, match=r"needs diffusers.*pip install 'ddengine\[generative\]'"):

@@ -179,7 +179,10 @@ def load_network(context: Context, stage: Stage) -> nn.Module | None:
         return None
     data = context.data
     network = build_model(context.recipe.model, data.image_shape, data.num_classes, generator(0))
-    network.load_state_dict(state)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise files.damaged(path, str(error).partition("\n")[0]) from None
     return network.to(context.device).eval()
 
 
