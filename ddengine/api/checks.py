@@ -43,6 +43,12 @@ def check_run(seed: Any, precision: Any) -> None:
         raise unknown("precision", str(precision), get_args(Precision))
 
 
+def check_compile(compile: Any) -> None:
+    """Raise UserError for what is no choice whether a run is compiled."""
+    if not isinstance(compile, bool) and compile != "auto":  # 1 equals True and is not it
+        raise UserError(f"compile is {compile!r}; give True, False or 'auto'.")
+
+
 def check_folder(folder: Any) -> None:
     """Raise UserError for a file, and for what is no path."""
     if folder is None:

@@ -16,7 +16,13 @@ from torch import Tensor
 from ddengine import in_groups, loop, turns
 from ddengine.api import experts as of_experts
 from ddengine.api.begun import begun, followed, place
-from ddengine.api.checks import check_folder, check_recipe, check_run, say_slow_precision
+from ddengine.api.checks import (
+    check_compile,
+    check_folder,
+    check_recipe,
+    check_run,
+    say_slow_precision,
+)
 from ddengine.api.choices import choose
 from ddengine.api.compiling import code_beside, settled
 from ddengine.api.inputs import (
@@ -287,8 +293,7 @@ def _check_asked(recipe: Any, seed: Any, precision: Any, folder: Any, compile: A
     """
     check_recipe(recipe)
     check_run(seed, precision)
-    if not isinstance(compile, bool) and compile != "auto":  # 1 equals True and is not it
-        raise UserError(f"compile is {compile!r}; give True, False or 'auto'.")
+    check_compile(compile)
     if folder != AUTO:
         check_folder(folder)
     if dist.num_ranks() > 1 and not dist.started_here():

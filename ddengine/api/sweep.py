@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from ddengine import contents, naming
-from ddengine.api.checks import check_folder, check_recipe, check_run
+from ddengine.api.checks import check_compile, check_folder, check_recipe, check_run
 from ddengine.api.compare import SWEEP, TITLE, evaluated, write_comparison
 from ddengine.api.distill import Bibtex
 from ddengine.api.inputs import Images, default_folder
@@ -39,6 +39,7 @@ from ddengine.system.configs import digest, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.pool import Ended
 from ddengine.system.runtime import Precision
+from ddengine.types import Compile
 
 JOBS = "jobs"  # the folder of what submitit writes of the jobs of a cluster
 FILES = ("comparison.csv", "comparison.tex", "comparison.png")
@@ -59,7 +60,7 @@ def sweep(
     seed: int = 0,
     device: str = "auto",
     precision: Precision = "fp32",
-    compile: bool = False,
+    compile: Compile = False,
     progress: log.Progress = True,
     restart: bool = False,
     force: bool = True,
@@ -93,7 +94,8 @@ def sweep(
         seed: of the evaluations; all have networks of the same seeds.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
-        compile: whether the inner training step is compiled.
+        compile: whether the inner training step is compiled; "auto" where the steps of a run pay
+            for it.
         progress: as `distill` takes it.
         restart: begin all runs anew, deleting what the folder holds of them.
         force: as `distill` takes it.
@@ -105,7 +107,7 @@ def sweep(
     Raises:
         UserError: settings of any run that do not go, before the first; a folder of another.
     """
-    _check_asked(recipe, seed, precision, folder)
+    _check_asked(recipe, seed, precision, folder, compile)
     common = Common(
         data=data,
         experts=experts,
@@ -135,11 +137,12 @@ def sweep(
         return _Told(path, plans, work.failed, axes).outcome(to, x)
 
 
-def _check_asked(recipe: Any, seed: Any, precision: Any, folder: Any) -> None:
-    """Raise UserError for what is no recipe, seed, precision or folder."""
+def _check_asked(recipe: Any, seed: Any, precision: Any, folder: Any, compile: Any) -> None:
+    """Raise UserError for what is no recipe, seed, precision, folder or choice of `compile`."""
     check_recipe(recipe)
     check_run(seed, precision)
     check_folder(folder)
+    check_compile(compile)
 
 
 def _work(

@@ -37,6 +37,7 @@ from ddengine.system.configs import digest, to_dict
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
+from ddengine.types import Compile
 
 CPU = torch.device("cpu")
 # arguments of `evaluate` that a sweep gives
@@ -57,7 +58,7 @@ class Common:
     seed: int  # of the evaluations
     device: str
     precision: Precision
-    compile: bool
+    compile: Compile
     restart: bool
     force: bool
     tensorboard: bool

@@ -64,7 +64,15 @@ class ForNetworks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OfRecipe, ForNetworks, Ranks, Machine, Generic[RecipeT]):
+class Compiles:
+    """The flag of commands that distil."""
+
+    # compile the inner training step; auto: where the steps pay for it; no value: on
+    compile: Literal["auto", "on", "off"] = "off"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OfRecipe, ForNetworks, Ranks, Machine, Compiles, Generic[RecipeT]):
     """Flags of the run, then those of the recipe.
 
     --take PART=RECIPE takes a part from another recipe, e.g. objective.window=datm/cifar10_ipc10,
@@ -75,8 +83,6 @@ class Options(OfRecipe, ForNetworks, Ranks, Machine, Generic[RecipeT]):
     # expert store, or with teachers the folder of their stores; None: experts/FINGERPRINT
     experts: Path | None = None
     restart: bool = False  # begin anew, deleting what the folder holds
-    # compile the inner training step; auto: where the steps pay for it; no value: on
-    compile: Literal["auto", "on", "off"] = "off"
     force: bool = False  # start although memory or disk are estimated not to do
     tensorboard: bool = False  # also write TensorBoard files into the run's folder
     recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]

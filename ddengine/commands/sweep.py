@@ -18,6 +18,8 @@ from ddengine.commands.evaluate import EvaluateOptions
 from ddengine.commands.flags import flag_of, values_of
 from ddengine.commands.on_recipe import named_protocol, of_recipe
 from ddengine.commands.options import (
+    COMPILE,
+    Compiles,
     ForNetworks,
     NamedProtocol,
     OfRecipe,
@@ -27,7 +29,7 @@ from ddengine.commands.options import (
     as_kind,
 )
 from ddengine.commands.process import start
-from ddengine.commands.words import is_flag, taken_name
+from ddengine.commands.words import is_flag, taken_name, with_values
 from ddengine.recipe import OF_STUDENTS, EvalConfig, Recipe
 from ddengine.system import log, program
 from ddengine.system.cluster import Cluster
@@ -38,7 +40,7 @@ from synth.cite import bibtex
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(OfRecipe, ForNetworks, Ranks, Waits, Generic[RecipeT]):
+class SweepOptions(OfRecipe, ForNetworks, Ranks, Waits, Compiles, Generic[RecipeT]):
     """Flags of sweep, then those of the recipe; those of evaluate may be given, too.
 
     Each run is what distill and evaluate make of the same flags; it lies in FOLDER/runs.
@@ -67,7 +69,6 @@ class SweepOptions(OfRecipe, ForNetworks, Ranks, Waits, Generic[RecipeT]):
     # experts/FINGERPRINT, which are made where they are missing
     experts: Path | None = None
     restart: bool = False  # begin all runs anew, deleting what the folder holds of them
-    compile: bool = False  # compile the inner training step
     force: bool = False  # start although memory or disk are estimated not to do
     tensorboard: bool = False  # also write TensorBoard files into the runs' folders
     recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
@@ -97,7 +98,7 @@ OF_EVALUATE = ("quick", "full_seconds", "reuse_baselines")
 
 def main(args: list[str]) -> None:
     """The command."""
-    name, words = taken_name(args, RECIPES, _values())
+    name, words = taken_name(with_values(args), RECIPES, _values())
     of_evaluate, rest = evaluate_words(words)
     line = rest if name is None else [name, *rest]
     options: SweepOptions[Recipe] | None = of_recipe("sweep", line, SweepOptions)
@@ -118,7 +119,7 @@ def main(args: list[str]) -> None:
         seed=options.seed,
         device=options.device,
         precision=options.precision,
-        compile=options.compile,
+        compile=COMPILE[options.compile],
         restart=options.restart,
         force=options.force,
         tensorboard=options.tensorboard,

@@ -289,6 +289,18 @@ def test_settings_are_checked_before_the_first_run(what, tmp_path, monkeypatch, 
     assert not Path("refused").exists() and os.listdir("other") == ["mine.txt"]
 
 
+def test_runs_choose_whether_they_are_compiled(tmp_path, monkeypatch):
+    """Three steps do not pay for it; the choice is kept in each run, and nothing else is."""
+    monkeypatch.chdir(tmp_path)
+    flags = ("--outer.steps", "3", "--grid", "ipc=1,2", "--compile", "auto", "--out", "chosen")
+    assert run("sweep", *DM, *flags) == 0
+    for name in json.loads(Path("chosen/sweep.json").read_text())["runs"]:
+        choices = json.loads(Path("chosen/runs", name, "choices.json").read_text())
+        assert choices["compile"] is False
+    with pytest.raises(UserError, match="compile is 'on'; give True, False or 'auto'"):
+        ddengine.sweep(None, find(RECIPE), grid=GRID, compile="on", progress=False)
+
+
 def test_a_folder_of_another_sweep_is_refused(done, monkeypatch, capsys):
     folder, _ = done
     monkeypatch.chdir(folder)
