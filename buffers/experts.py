@@ -1,152 +1,39 @@
-"""The experts of a store: train each that is missing, write each as it is done."""
+"""The experts that stores lack: here, on ranks, or in processes where these are faster."""
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
-from buffers import curriculum, store
-from buffers.pretrained import Pretrained
-from buffers.train import Trajectory, train_expert
+from buffers import beside, pace
+from buffers.filling import Making
 from ddengine.data import Data
-from ddengine.experts import OwnTraining
-from ddengine.learning import training
-from ddengine.learning.flat import flatten, flatten_buffers
-from ddengine.learning.last_batch import check_last_batch
-from ddengine.recipe import BufferConfig, DataConfig, require
-from ddengine.system import dist, log
-from ddengine.system.rng import generator
+from ddengine.recipe import BufferConfig, DataConfig
+from ddengine.system import dist
 from ddengine.system.runtime import Precision
-
-
-@dataclass(frozen=True, kw_only=True)
-class Making:
-    """The store in `folder`, which is filled with `config.num_experts` experts.
-
-    `model` is the network's name, `new_model` builds it.
-    """
-
-    data: Data
-    data_config: DataConfig
-    config: BufferConfig
-    model: str
-    new_model: Callable[[Generator], nn.Module]
-    folder: Path
-    precision: Precision = "fp32"
-
-    def check(self) -> None:
-        """Raise UserError for what its experts cannot be."""
-        config = self.config
-        if isinstance(config.step, OwnTraining):
-            _check_alone(config, "Generative parts")
-        if isinstance(config.step, Pretrained):
-            _check_alone(config, "Pretrained weights")
-            config.step.find(self.new_model(generator(config.seed, "shapes")), self.model)
-        require(
-            config.curriculum is None or (config.step.trains and config.step.reads_labels),
-            "buffer.curriculum orders images by how hard their classes are to learn, and this "
-            "buffer.step trains no classifier; take buffer.step of another recipe.",
-        )
-        if config.curriculum is not None:
-            train = self.data.train
-            network = self.new_model(generator(config.seed, "shapes"))
-            for num in config.curriculum.check(train.members, config.epochs):
-                check_last_batch(network, train, config.batch, "buffer.batch", num)
-        if config.store == "convex":
-            _check_convex(config, self.new_model(generator(config.seed, "shapes")), self.model)
-
-    def open(self) -> None:
-        """Make the store ready. Raises UserError where the folder holds one of other settings."""
-        config, train = self.config, self.data.train
-        content = store.identity(train.digest, self.data_config, config, self.model, self.precision)
-        shapes = store.shapes_of(self.new_model(generator(config.seed, "shapes")))
-        store.open_for_writing(
-            self.folder,
-            content,
-            config.kept_epochs(),
-            train.preprocess,
-            model=self.model,
-            shapes=shapes,
-        )
-        self._ranks()
-        for expert in store.remove_damaged(self.folder):
-            log.say(f"expert {expert} in {self.folder} is damaged, and is trained again")
-
-    def _ranks(self) -> Tensor | None:
-        """How hard each image is within its class, where epochs see images by that."""
-        config = self.config
-        if config.curriculum is None:
-            return None
-        train = self.data.train
-        return curriculum.of_store(
-            self.folder, config.curriculum, train, self.new_model, config.seed
-        )
-
-    def missing(self) -> list[int]:
-        """The experts that it lacks."""
-        done = store.finished(self.folder)
-        missing = [i for i in range(self.config.num_experts) if i not in done]
-        _say_done(len(done), len(missing), self.config.num_experts, self.folder)
-        return missing
-
-    def train(self, experts: Sequence[int]) -> None:
-        """Train some of them, and write each as it is done."""
-        step = self.config.step
-        if isinstance(step, OwnTraining):
-            if experts:
-                _train_own(
-                    self.new_model, self.data, self.config, step, self.folder, self.precision
-                )
-            return
-        each = self.config.epochs if step.trains else 1
-        with log.progress("experts", len(experts) * each) as bar:
-            for expert in experts:
-                self._train(expert, bar)
-
-    def _train(self, expert: int, bar: log.Bar) -> None:
-        data, config = self.data, self.config
-        checkpoint = store.checkpoint(self.folder, expert)
-        network = self.new_model(generator(config.seed, "expert", expert, "network"))
-        network.to(data.train.device)
-        if isinstance(config.step, Pretrained):
-            trajectory = _pretrained(network, data, config.step, self.model, self.precision)
-            bar.advance(f"expert {expert}")
-        else:
-            trajectory = train_expert(
-                network,
-                data,
-                config,
-                expert,
-                self.precision,
-                bar.advance,
-                checkpoint,
-                ranks=self._ranks(),
-            )
-        metrics = trajectory.metrics | {"seconds": round(checkpoint.seconds(), 2)}
-        store.write_expert(
-            self.folder, expert, trajectory.params, trajectory.buffers, config.dtype, metrics
-        )
-        checkpoint.remove()
 
 
 def generate_all(makings: Sequence[Making]) -> None:
     """Fill stores, leaving finished experts alone.
 
     Of several ranks each trains its share of all experts that are missing in any of the stores, so
-    that teachers of one expert each are shared, too. Raises UserError for a folder that holds a
-    store of other settings.
+    that teachers of one expert each are shared, too; and so do processes beside this one. Raises
+    UserError for a folder that holds a store of other settings.
     """
     for making in makings:
         making.check()  # before there is a folder
+    threads = pace.threads_for(makings)
     for making in makings:
-        dist.on_first_rank(making.open)
+        dist.on_first_rank(partial(making.open, threads))
     missing = []
     for number, making in enumerate(makings):
-        missing += [[number, expert] for expert in making.missing()]
-    mine = dist.my_share(dist.told(missing))  # what is there may change as soon as a rank begins
+        missing += [(number, expert) for expert in making.missing()]
+    # what is there may change as soon as a rank begins
+    mine = [(number, expert) for number, expert in dist.my_share(dist.told(missing))]
+    processes = pace.processes_for(makings, mine)
+    if processes > 1:
+        mine = beside.train_all(makings, mine, processes)
     for number, making in enumerate(makings):
         making.train([expert for of, expert in mine if of == number])
     dist.meet()
@@ -173,79 +60,3 @@ def generate(
         precision=precision,
     )
     generate_all([making])
-
-
-def _say_done(done: int, missing: int, num_experts: int, folder: Path) -> None:
-    """Say how many experts are in the store already, where there are any."""
-    if not done:
-        return
-    if missing:
-        log.say(f"{done} of {num_experts} experts are finished in {folder}")
-    else:
-        log.say(f"all {num_experts} experts are in {folder} already")
-
-
-def _check_convex(config: BufferConfig, network: nn.Module, model: str) -> None:
-    """Raise UserError for networks and trainings of which nothing lies between two snapshots."""
-    require(
-        not isinstance(config.step, OwnTraining | Pretrained),
-        "buffer.store convex is of a trajectory, and this network has none; set buffer.store "
-        "snapshots.",
-    )
-    require(
-        flatten_buffers(network) is None,
-        f"buffer.store convex moves parameters along lines, and the running statistics of {model} "
-        "would not go with them; take a network without BatchNorm, or buffer.store snapshots.",
-    )
-
-
-def _check_alone(config: BufferConfig, what: str) -> None:
-    """Raise UserError for settings that what is one expert without a trajectory cannot have."""
-    require(
-        config.num_experts == 1,
-        f"{what} make one expert, and buffer.num_experts is {config.num_experts}; set "
-        "buffer.num_experts 1.",
-    )
-    require(
-        config.keep == "last",
-        f"{what} have no trajectory, and buffer.keep is {config.keep}; set buffer.keep last.",
-    )
-
-
-def _train_own(
-    new_model: Callable[[Generator], nn.Module],
-    data: Data,
-    config: BufferConfig,
-    step: OwnTraining,
-    folder: Path,
-    precision: Precision,
-) -> None:
-    """Train and store the expert that trains itself, which shows its own progress."""
-    start = time.perf_counter()
-    network = new_model(generator(config.seed, "expert", 0, "network"))
-    network.to(data.train.device)
-    measured = step.train(network, data, config.seed, folder, precision)
-    metrics = {"validation_accuracy": [], "train_loss": []} | measured
-    expert = _last_state(network, metrics | {"seconds": round(time.perf_counter() - start, 2)})
-    store.write_expert(folder, 0, expert.params, expert.buffers, config.dtype, expert.metrics)
-    step.clean(folder)
-
-
-def _last_state(network: nn.Module, metrics: dict[str, Any]) -> Trajectory:
-    """One snapshot of a network."""
-    buffers = flatten_buffers(network)
-    if buffers is not None:
-        buffers = buffers.cpu().unsqueeze(0)
-    return Trajectory(flatten(network).cpu().unsqueeze(0), buffers, metrics)
-
-
-def _pretrained(
-    network: nn.Module, data: Data, step: Pretrained, model: str, precision: Precision
-) -> Trajectory:
-    """The expert that comes out of a file: one snapshot, nothing trained."""
-    facts = step.load(network, model)
-    accuracies = []
-    if data.validation is not None:
-        accuracies.append(training.accuracy(network, data.validation, precision))
-    metrics = {"validation_accuracy": accuracies, "train_loss": []} | facts
-    return _last_state(network, metrics)

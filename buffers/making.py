@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from buffers import experts
+from buffers.filling import Making
 from buffers.open import Place, SetTeachers, Stores, network_maker
 from buffers.store import MANIFEST, ExpertStore, StoreGroup
 from ddengine import experts as of_experts
@@ -105,9 +106,9 @@ def _claimed(places: Sequence[Place]) -> Iterator[None]:
         yield
 
 
-def _making(place: Place, stores: Stores, config: BufferConfig, data: Data) -> experts.Making:
+def _making(place: Place, stores: Stores, config: BufferConfig, data: Data) -> Making:
     """A store that is to be filled."""
-    return experts.Making(
+    return Making(
         data=data,
         data_config=stores.data,
         config=config,
@@ -115,6 +116,7 @@ def _making(place: Place, stores: Stores, config: BufferConfig, data: Data) -> e
         new_model=network_maker(config, place.model, data),
         folder=place.folder,
         precision=stores.precision,
+        is_named=True,
     )
 
 

@@ -2,7 +2,7 @@
 
 experts/<fingerprint>/
     manifest.json            fingerprint, configuration, kept epochs, shapes of the parameters that
-                             a row of "params" holds
+                             a row of "params" holds, threads on which an expert is trained
     preprocess.safetensors   what the experts saw their images through
     expert_0000.safetensors  "params" (kept epochs, P), and "buffers" (kept epochs, Q) of networks
                              that have any; metrics in its metadata
@@ -114,12 +114,14 @@ def open_for_writing(
     *,
     model: str,
     shapes: list[list[int]],
+    threads: int | None = None,
 ) -> None:
     """Create a store, or check that the one in `folder` has this identity.
 
     Raises UserError when it has another.
 
-    `model` is the network's name, `shapes` are those of its parameters. Imported experts come from
+    `model` is the network's name, `shapes` are those of its parameters. On so many `threads` each
+    expert of a new store is trained; None: on those that there are. Imported experts come from
     exactly their files, and no others are put beside them.
     """
     _check_no_others(folder)
@@ -145,6 +147,8 @@ def open_for_writing(
         "shapes": shapes,
         "digests": {PREPROCESS: of_preprocess},
     }
+    if threads is not None:
+        manifest["threads"] = threads
     files.write_json(folder / MANIFEST, manifest)
 
 
@@ -183,6 +187,14 @@ def imported_digest(folder: Path) -> str | None:
     if not (folder / MANIFEST).is_file():
         return None
     return read_manifest(folder)["identity"].get("imported")
+
+
+def threads_of(folder: Path) -> int | None:
+    """On which each expert of a store is trained, wherever that goes on.
+
+    None of a store that does not say it: on those that there are.
+    """
+    return read_manifest(folder).get("threads")
 
 
 def imported_identity(

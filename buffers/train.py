@@ -1,5 +1,6 @@
 """Training one expert."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from ddengine.system import files, log, signals
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator, scoped
 from ddengine.system.runtime import Precision, autocast
+
+MEASURED = 0.5  # seconds of training steps that are timed, at least ...
+MEASURED_STEPS = 5  # ... but so many steps at most
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,26 @@ def train_expert(
     done = run.progress
     metrics = {"validation_accuracy": done.accuracies, "train_loss": done.losses}
     return run.snapshots.trajectory(metrics)
+
+
+def seconds_of_batches(
+    model: nn.Module, data: Data, config: BufferConfig, precision: Precision
+) -> float:
+    """What a training step of `model` takes, which it is changed by, in seconds of the clock.
+
+    The least of a few, because the first is slower; of long ones the first alone.
+    """
+    model.train()
+    with scoped(generator(config.seed, "expert", 0, "step")):
+        step = config.step.build(model, config.epochs)
+    run = _Training(model, step, data, config, 0, precision, None, None)
+    index = torch.arange(min(config.batch, len(data.train)))
+    seconds: list[float] = []
+    while sum(seconds) < MEASURED and len(seconds) < MEASURED_STEPS:
+        start = time.perf_counter()
+        run._batch(index)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 class _Training:

@@ -9,7 +9,7 @@ that read them themselves. Files of before lack some, so few are required.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Required, TypedDict
+from typing import Annotated, Any, Literal, Required, TypedDict
 
 from ddengine import contents_of_uses, naming
 from ddengine.common_facts import Common
@@ -27,8 +27,10 @@ from ddengine.system.configs import from_dict
 from ddengine.system.errors import UserError
 from ddengine.system.parsing import content_of, parsed
 from ddengine.system.runtime import Precision
-from ddengine.system.typed import Count, Fraction, Number, Positive
+from ddengine.system.typed import Between, Count, Fraction, Number, Positive
 from ddengine.types import Facts, Json, Row, TargetKind
+
+Threads = Annotated[int, Between(1, 2**12)]
 
 
 class OfKind(TypedDict, total=False):
@@ -247,6 +249,7 @@ class ManifestFile(TypedDict, total=False):
     epochs: list[Count]
     shapes: list[list[Count]]
     digests: Mapping[str, str]
+    threads: Threads  # on which each expert is trained, where the store was begun on a CPU
 
 
 class ChoicesFile(TypedDict, total=False):

@@ -22,7 +22,7 @@ from ddengine.sets.targets import targets_of
 from ddengine.system import log, runtime
 from ddengine.system.configs import from_dict, to_dict
 from ddengine.system.memo import Memo
-from ddengine.system.workers import Message, answering, work
+from ddengine.system.workers import Answer, Message, Tell, answering, work
 from ddengine.types import Facts, Json, TrainingSet
 
 SPLITS = ("train", "validation", "test")
@@ -138,7 +138,7 @@ def main() -> None:
     work(_begin)
 
 
-def _begin(message: Message) -> Callable[[Message], Message]:
+def _begin(message: Message, tell: Tell) -> Answer:
     """What answers the messages that follow the first."""
     facts, tensors = message.facts, dict(message.tensors)
     device = runtime.setup("cpu", facts["precision"])

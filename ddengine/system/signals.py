@@ -97,6 +97,22 @@ def asked() -> int:
     return _state.asked or 0
 
 
+def ask(number: int) -> None:
+    """Ask this process to end as a signal would, between two steps; from any thread."""
+    if _state.asked is None:
+        _state.asked = number
+        _state.asked_at = time.monotonic()
+
+
+def leave_to_parent() -> None:
+    """From now on this process ignores the signals: the one that started it hears them, and asks.
+
+    A launcher may send them to both, and the second would end this one at once.
+    """
+    for number in ASKING:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def stopped(where: str = "", number: int = 0) -> Stopped:
     """What is raised once a step is finished; `where` says which, in words.
 

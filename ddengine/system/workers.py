@@ -3,7 +3,7 @@
 They are programs of their own and not copies of this process, so that the script of a user is not
 run again, whether or not it guards its main part. Messages are JSON and safetensors, so that
 nothing is unpickled. A worker ends with the process that started it, however that ends: its
-standard input closes then.
+standard input closes then. One that finishes steps can be asked to end after the one that it is in.
 """
 
 import json
@@ -17,14 +17,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, BinaryIO
 
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ddengine.system import files
+from ddengine.system import files, signals
 
 HEAD = struct.Struct("<QQ")  # bytes of the JSON and of the tensors that follow
+PART = 2**20  # bytes that are read at a time
+END = "asked_to_end"  # in a message: the signal that asks a worker to end after its step
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,24 @@ def write(stream: BinaryIO, message: Message) -> None:
 
 def read(stream: BinaryIO) -> Message | None:
     """The next message; None where the other side has closed."""
-    head = stream.read(HEAD.size)
+    head = _exactly(stream, HEAD.size)
     if len(head) < HEAD.size:
         return None
     sizes = HEAD.unpack(head)
-    parts = [stream.read(size) for size in sizes]
+    parts = [_exactly(stream, size) for size in sizes]
     if list(map(len, parts)) != list(sizes):
         return None
     text, tensors = parts
     return Message(json.loads(text), load(tensors) if tensors else {})
+
+
+def _exactly(stream: BinaryIO, size: int) -> bytes:
+    """So many bytes; fewer where the other side has closed."""
+    parts = []
+    while size > 0 and (part := stream.read(min(size, PART))):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
 
 
 # The side of the process that has the work done.
@@ -71,9 +83,9 @@ class Worker:
 
     @property
     def replies(self) -> BinaryIO:
-        """What it says."""
+        """What it says, without a buffer: a message in one would not wake who waits for it."""
         assert self.process.stdout is not None
-        return self.process.stdout  # type: ignore[return-value]
+        return self.process.stdout.raw  # type: ignore[return-value,attr-defined]
 
     def send(self, message: Message) -> bool:
         """Give it a message; False where it has ended."""
@@ -83,6 +95,10 @@ class Worker:
         except (BrokenPipeError, OSError):
             return False
         return True
+
+    def ask_to_end(self, number: int) -> None:
+        """Let it end after its step, as a signal of this number would, and say so."""
+        self.send(Message({END: number}))
 
     def end(self) -> int:
         """End it now, and return its exit code."""
@@ -112,7 +128,16 @@ class Workers:
 
     def wait(self) -> tuple[Worker, Message | None]:
         """The next worker that says something, and what; None of one that has ended."""
-        key, _ = self._selector.select()[0]
+        said = self.within(None)
+        assert said is not None
+        return said
+
+    def within(self, seconds: float | None) -> tuple[Worker, Message | None] | None:
+        """As `wait`; None where none has said anything after so many seconds."""
+        ready = self._selector.select(seconds)
+        if not ready:
+            return None
+        key, _ = ready[0]
         worker: Worker = key.data
         message = read(worker.replies)
         if message is None:
@@ -161,11 +186,16 @@ def working(num: int, module: str, threads: int) -> Iterator[Workers]:
 # The side of a worker.
 
 
-def work(begin: Callable[[Message], Callable[[Message], Message]]) -> None:
+Tell = Callable[[Message], None]  # says something before the answer
+Answer = Callable[[Message], Message]
+
+
+def work(begin: Callable[[Message, Tell], Answer]) -> None:
     """Be a worker: `begin` makes of the first message what answers each of the others.
 
-    Does not return: the process ends with the one that started it, in the middle of a job too.
-    What libraries print does not get between the messages.
+    What it is given tells the process that started this one something between two answers, from
+    the main thread. Does not return: the process ends with the one that started it, in the middle
+    of a job too. What libraries print does not get between the messages.
     """
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -174,17 +204,21 @@ def work(begin: Callable[[Message], Callable[[Message], Message]]) -> None:
     def listen() -> None:
         requests = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
         while (message := read(requests)) is not None:
-            waiting.put(message)
+            if END in message.facts:
+                signals.ask(message.facts[END])
+            else:
+                waiting.put(message)
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
-    write(replies, Message({}))
-    answer = begin(waiting.get())
+    tell = partial(write, replies)
+    tell(Message({}))
+    answer = begin(waiting.get(), tell)
     while True:
-        write(replies, answer(waiting.get()))
+        tell(answer(waiting.get()))
 
 
-def answering(result: Callable[[Message], Any]) -> Callable[[Message], Message]:
+def answering(result: Callable[[Message], Any]) -> Answer:
     """What answers a message with what comes of it, or with why nothing does."""
 
     def answer(message: Message) -> Message:

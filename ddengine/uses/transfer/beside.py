@@ -5,7 +5,7 @@ threads the numbers are the same to the bit. What they find out goes into the me
 process, which then makes the rows. Networks of the user stay here.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,16 @@ from ddengine.evaluation.pace import TOLD
 from ddengine.evaluation.rates import best_rate
 from ddengine.system import log, runtime
 from ddengine.system.configs import from_dict, to_dict
-from ddengine.system.workers import Message, Worker, Workers, answering, work, working
+from ddengine.system.workers import (
+    Answer,
+    Message,
+    Tell,
+    Worker,
+    Workers,
+    answering,
+    work,
+    working,
+)
 from ddengine.types import Json
 from ddengine.uses.transfer.config import TransferConfig
 from ddengine.uses.transfer.context import Bench, Context, timed
@@ -174,7 +183,7 @@ def main() -> None:
     work(_begin)
 
 
-def _begin(message: Message) -> Callable[[Message], Message]:
+def _begin(message: Message, tell: Tell) -> Answer:
     """What answers the messages that follow the first."""
     facts = message.facts
     device = runtime.setup("cpu", facts["precision"])
