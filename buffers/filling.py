@@ -119,11 +119,10 @@ class Making:
     def train(self, experts: Sequence[int]) -> None:
         """Train some of them in this process, and write each as it is done."""
         step = self.config.step
+        if not experts:
+            return
         if isinstance(step, OwnTraining):
-            if experts:
-                _train_own(
-                    self.new_model, self.data, self.config, step, self.folder, self.precision
-                )
+            _train_own(self.new_model, self.data, self.config, step, self.folder, self.precision)
             return
         with log.progress("experts", len(experts) * self.epochs_each) as bar:
             for expert in experts:
