@@ -4,22 +4,28 @@
 
 Each cell is one piece of work on images of CIFAR-10's shape, of no meaning, in a ConvNet-D3: an
 epoch of an expert on 1024 images; an outer step of MTT (1 and 10 images per class, T = 10, 30, 50),
-of DSA (1) and of DM (10); 30 updates of 5 networks of an evaluation. The field's way is
-plain_loops.py, which passes the golden vectors, in a process that is set up as published programs
-are: by PyTorch's defaults, on CUDA with cuDNN's search for the fastest kernels. Ours keeps freed
-memory on a CPU and computes deterministically on CUDA (runtime.setup); "field, set up as ours" is
-the field's loop with that. Each way has a process, and they take turns, on as many threads; a row
-has the median seconds of the processor and of the clock, the mean ratio with its 95 % interval
-(Student's t on its logarithm), and the peak memory of each way in one more process. A graph that
-does not fit into memory is not tried, and the row says what it would take. The floor is what the
-operations of convolutions and matrix products take at the fastest speed of these here, measured in
-the same run. The file is written after every cell, and the same command goes on after the last that
-it holds.
+of DSA (1) and of DM (10); 30 updates of 5 networks of an evaluation. On all cores of a CPU, which a
+row says: such an epoch of two experts a core, and these networks of an evaluation; the field trains
+one after another on as many threads as there are cores, we in as many processes of one thread,
+which were started before, as for a whole store. The field's way is plain_loops.py, which passes the
+golden vectors, in a process that is set up as published programs are: by PyTorch's defaults, on
+CUDA with cuDNN's search for the fastest kernels. Ours keeps freed memory on a CPU and computes
+deterministically on CUDA (runtime.setup); "field, set up as ours" is the field's loop with that.
+Each way has a process, and they take turns, on as many threads; a row has the median seconds of the
+processor and of the clock, the mean ratio with its 95 % interval (Student's t on its logarithm),
+and the peak memory of each way in one more process. A graph that does not fit into memory is not
+tried, and the row says what it would take. The floor is what the operations of convolutions and
+matrix products take at the fastest speed of these here, measured in the same run. Ratios are of the
+clock on CUDA and on all cores, else of the processor. The file is written after every cell, and the
+same command goes on after the last that it holds.
 """
 
+import atexit
 import math
 import os
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -37,17 +43,25 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from buffers import beside as expert_processes
+from buffers import store
+from buffers.filling import Making
 from buffers.train import train_expert
 from ddengine.data import Data, Preprocess, RealSet
+from ddengine.evaluation import beside as evaluation_processes
 from ddengine.evaluation import intervals
+from ddengine.evaluation import work as evaluation_work
+from ddengine.evaluation.bench import Bench, Contender, Training
 from ddengine.learning import augment, training
 from ddengine.learning.flat import FlatModel, flatten
 from ddengine.learning.memory import PER_STEP, saved_bytes
 from ddengine.models import build_model
 from ddengine.objective import Env
-from ddengine.recipe import EvalConfig
+from ddengine.recipe import DataConfig, EvalConfig
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files, rng, runtime
+from ddengine.system.memo import Memo
+from ddengine.system.workers import Message, Worker, working
 from synth.catalogue import find
 from synth.trajectory import student_batches
 
@@ -55,7 +69,10 @@ SHAPE, CLASSES = (3, 32, 32), 10
 EXPERT_IMAGES = 1024
 NETWORKS, UPDATES = 5, 30  # of an evaluation
 MTT = [f"mtt_ipc{ipc}_t{steps}" for ipc in (1, 10) for steps in (10, 30, 50)]
-CELLS = ("expert", *MTT, "dsa_ipc1", "dm_ipc10", "evaluation")
+# on all cores: such a cell, and the one of a network, or networks, that it has several of
+ALL_CORES = {"experts": "expert", "evaluations": "evaluation"}
+CELLS = ("expert", *MTT, "dsa_ipc1", "dm_ipc10", "evaluation", *ALL_CORES)
+EACH = 2  # experts of each core
 FIELD, LIKE_OURS = "field", "field, set up as ours"
 OURS, COMPILED = "ours", "ours compiled"
 FITS = 0.7  # of the memory that is available, which a step may be expected to take
@@ -188,6 +205,99 @@ def expert(world: World, settings: Settings) -> dict[str, Once]:
     return {FIELD: field, LIKE_OURS: field, OURS: ours}
 
 
+class Processes:
+    """Processes of one thread each, which are started and told what all requests share."""
+
+    def __init__(self, module: str, num: int, beginning: Message):
+        self._beginning = beginning
+        self._stack = ExitStack()
+        atexit.register(self._stack.close)
+        self._workers = self._stack.enter_context(working(num, module, 1))
+        self._idle: list[Worker] = []
+
+    def do(self, requests: Sequence[Message]) -> None:
+        """Do requests, each in a process that has time."""
+        waiting, left = list(requests), len(requests)
+        while left:
+            while self._idle and waiting:
+                self._idle.pop().send(waiting.pop(0))
+            worker, message = self._workers.wait()
+            assert message is not None and "failed" not in message.facts
+            if not message.facts:  # it has started
+                worker.send(self._beginning)
+            if not message.facts or "result" in message.facts:
+                self._idle.append(worker)
+            left -= "result" in message.facts
+
+
+def experts(world: World, settings: Settings) -> dict[str, Once]:
+    """An epoch of two experts a core, at MTT's settings, on all cores."""
+    one_after_another = expert(world, settings)[FIELD]
+    num, making = EACH * settings.threads, _making(world)
+    started: list[Processes] = []
+
+    def field(number: int) -> None:
+        for each in range(num):
+            one_after_another(num * number + each)
+
+    def ours(number: int) -> None:
+        if not started:
+            making.open(1)
+            beginning = expert_processes.beginning([making])
+            started.append(Processes(expert_processes.MODULE, settings.threads, beginning))
+        numbers = range(num * number, num * number + num)
+        started[0].do([Message({"task": [0, each]}) for each in numbers])
+        assert set(numbers) <= set(store.finished(making.folder))
+
+    return {FIELD: field, LIKE_OURS: field, OURS: ours}
+
+
+def _making(world: World) -> Making:
+    """A store of experts, in a folder that goes with this process."""
+    config = replace(find("mtt/cifar10_ipc1").buffer, epochs=1, keep="last")
+    names = tuple(map(str, range(CLASSES)))
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    return Making(
+        data=Data(world.real(EXPERT_IMAGES // CLASSES), None, None, names, 0, 0),
+        data_config=DataConfig(name="cifar10"),
+        config=config,
+        model=world.model,
+        new_model=world.new_model,
+        folder=Path(folder, "store"),
+        is_named=True,
+    )
+
+
+def evaluations(world: World, settings: Settings) -> dict[str, Once]:
+    """Updates of the networks of an evaluation, on all cores."""
+    field = evaluation(world, settings)[FIELD]
+    real, names = world.real(1), tuple(map(str, range(CLASSES)))
+    bench = Bench(
+        data=Data(real, None, real, names, 0, 0),
+        config=EvalConfig(protocol="benchmark"),
+        seed=0,
+        device=world.device,
+        precision="fp32",
+        memo=Memo(None, ""),
+        means=training.usual_means(),
+    )
+    who = Contender("full", lambda draw: real)
+    started: list[Processes] = []
+
+    def ours(number: int) -> None:
+        if not started:
+            beginning = evaluation_processes.beginning(bench)
+            started.append(Processes(evaluation_work.MODULE, settings.threads, beginning))
+        requests = []
+        for seed in range(NETWORKS):
+            asked = Training(who, world.model, 0.01, (seed,), (0,), "test", UPDATES)
+            requests.append(evaluation_processes.request(bench, asked))
+        started[0].do(requests)
+
+    return {FIELD: field, LIKE_OURS: field, OURS: ours}
+
+
 def mtt(world: World, settings: Settings, ipc: int, steps: int) -> dict[str, Once]:
     """An outer step of MTT on all images at once."""
     config = replace(find(f"mtt/cifar10_ipc{ipc}").objective, inner_steps=steps, batch=None)
@@ -302,15 +412,41 @@ def evaluation(world: World, settings: Settings) -> dict[str, Once]:
 
 def ways_of(cell: str, settings: Settings, way: str) -> dict[str, Once]:
     """The ways of doing the work of a cell, by name, in a process set up for one of them."""
+    if cell in ALL_CORES:
+        settings = replace(settings, threads=cores(settings))
     world = World(settings, way)
     if cell.startswith("mtt_"):
         ipc, steps = cell.removeprefix("mtt_ipc").split("_t")
         return mtt(world, settings, int(ipc), int(steps))
-    makers = {"expert": expert, "dsa_ipc1": dsa, "dm_ipc10": dm, "evaluation": evaluation}
+    makers = {
+        "expert": expert,
+        "experts": experts,
+        "dsa_ipc1": dsa,
+        "dm_ipc10": dm,
+        "evaluation": evaluation,
+        "evaluations": evaluations,
+    }
     return makers[cell](world, settings)
 
 
 # Measuring.
+
+
+def cores(settings: Settings) -> int:
+    """Threads of a cell on all cores: as many as were asked for, or as there are."""
+    if settings.threads > 1:
+        return settings.threads
+    return int(runtime.machine(torch.device("cpu"))["cores"])
+
+
+def processor_seconds() -> float:
+    """Of this process, and of those that it has started and that run (Linux)."""
+    ticks = 0
+    for of_thread in Path("/proc/self/task").glob("*/children"):
+        for child in of_thread.read_text().split():
+            behind_name = Path("/proc", child, "stat").read_text().rpartition(")")[2].split()
+            ticks += int(behind_name[11]) + int(behind_name[12])  # as a user, and in the kernel
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def work(pipe: Any, cell: str, settings: Settings) -> None:
@@ -319,10 +455,13 @@ def work(pipe: Any, cell: str, settings: Settings) -> None:
     Under the floor no way can come that makes as many floating-point operations (of convolutions
     and matrix products) as ours does, at the speed of the fastest of these here.
     """
-    ways = ways_of(cell, settings, OURS)
+    # operations are counted where they are made, and those of a cell on all cores in processes
+    counted = ways_of(ALL_CORES.get(cell, cell), settings, OURS)
     with common.Operations() as counter:
-        ways[OURS](0)
-    pipe.send((list(ways), counter.number / fastest(World(settings, OURS))))
+        counted[OURS](0)
+    times = EACH * cores(settings) if cell == "experts" else 1
+    floor = times * counter.number / fastest(World(settings, OURS))
+    pipe.send((list(ways_of(cell, settings, OURS)), floor))
 
 
 def fastest(world: World) -> float:
@@ -358,9 +497,9 @@ def turns(pipe: Any, cell: str, settings: Settings, way: str) -> None:
     """
     once = ways_of(cell, settings, way)[way]
     while (turn := pipe.recv()) is not None:
-        cpu, wall = time.process_time(), time.perf_counter()
+        cpu, wall = processor_seconds(), time.perf_counter()
         once(turn)
-        pipe.send((time.process_time() - cpu, time.perf_counter() - wall))
+        pipe.send((processor_seconds() - cpu, time.perf_counter() - wall))
 
 
 def times(
@@ -390,14 +529,18 @@ def measured(cell: str, settings: Settings) -> list[dict[str, Any]]:
     """A row for each way of a cell."""
     ways, floor = common.apart(work, cell, settings)
     seconds = times(cell, settings, ways)
-    which = 1 if runtime.setup(settings.device).type == "cuda" else 0  # of the clock on CUDA
+    by_clock = cell in ALL_CORES or runtime.setup(settings.device).type == "cuda"
+    which = int(by_clock)
     rows = []
     for way, of_way in seconds.items():
         row: dict[str, Any] = {"cell": cell, "way": way, "floor_s": floor}
         for name, place in (("processor_s", 0), ("clock_s", 1)):
             row[name] = statistics.median(turn[place] for turn in of_way)
         row["turns"] = of_way
-        row["peak_bytes"] = common.apart(memory, cell, settings, way)
+        if cell in ALL_CORES:
+            row |= {"cores": cores(settings), "peak_bytes": None}  # of several processes
+        else:
+            row["peak_bytes"] = common.apart(memory, cell, settings, way)
         if FIELD in seconds:
             logs = []
             for theirs, own in zip(seconds[FIELD], of_way, strict=True):
@@ -419,10 +562,11 @@ def said(row: dict[str, Any]) -> str:
     start = f"{row['cell']:14} {row['way']:22}"
     if "not_tried" in row:
         return f"{start} not tried: its graphs take up to {row['needs_bytes'] / 1e9:.1f} GB"
-    line = (
-        f"{start} {row['processor_s']:8.3f} s of the processor, {row['clock_s']:8.3f} s, "
-        f"{row['peak_bytes'] / 1e9:6.2f} GB"
-    )
+    line = f"{start} {row['processor_s']:8.3f} s of the processor, {row['clock_s']:8.3f} s, "
+    if row["peak_bytes"] is None:
+        line += f"{row['cores']} cores"
+    else:
+        line += f"{row['peak_bytes'] / 1e9:6.2f} GB"
     if row["way"] == FIELD:
         return f"{line}, floor {row['floor_s']:.3f} s"
     if "faster" not in row:
@@ -460,7 +604,7 @@ def main(settings: Settings) -> None:
         print(said(row))
     done = {row["cell"] for row in rows}
     for cell in settings.cells:
-        if cell in done:
+        if cell in done or (cell in ALL_CORES and device.type != "cpu"):
             continue
         of_cell = measured(cell, settings)
         rows += of_cell

@@ -30,7 +30,7 @@ from ddengine.system.runtime import Precision
 from ddengine.system.typed import Between, Count, Fraction, Number, Positive
 from ddengine.types import Facts, Json, Row, TargetKind
 
-Threads = Annotated[int, Between(1, 2**12)]
+Threads = Annotated[int, Between(1, 2**10)]
 
 
 class OfKind(TypedDict, total=False):
