@@ -250,10 +250,11 @@ def _result(makings: Sequence[Making], tell: Tell, message: Message) -> Json:
     return {"kind": "trained"}
 
 
-class _Lines(io.TextIOBase):
+class _Lines(io.StringIO):
     """What this process prints, which the one that started it shows, line by line."""
 
     def __init__(self, tell: Tell):
+        super().__init__()
         self._tell = tell
         self._begun = ""  # of a line
 
