@@ -390,6 +390,7 @@ def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
     syn, objective, initial_seconds = job.start(experts)
     objective, _ = settled(job, syn, objective, experts, None)
     choose(recipe.objective, objective, syn, job.device)
+    shared = job.shares(objective)  # before there are groups, which do as it does
     with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
         result, counters = in_groups.distill(
             syn,
@@ -400,7 +401,7 @@ def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
             seed=job.seed,
             finish=partial(shipped, recipe=recipe, experts=experts),
             began=began,
-            shared=job.shares(objective),
+            shared=shared,
             kept=partial(turns.kept, recipe.objective),
         )
     meta = job.meta(experts, counters, initial_seconds, objective, bibtex, result)
@@ -474,6 +475,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
     dist.on_first_rank(keep.begin)
     objective, chosen = settled(job, syn, objective, experts, folder)
     choose(recipe.objective, objective, syn, job.device, folder, chosen)
+    shared = job.shares(objective)  # before there are groups, which do as it does
     teachers = []
     if recipe.evaluation.labels == "dynamic" and experts is not None:
         teachers = load_all(experts, job.device)
@@ -509,7 +511,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
         board=board,
         began=keep.began,
         run=digest(keep.identity),
-        shared=job.shares(objective),
+        shared=shared,
         kept=partial(turns.kept, recipe.objective),
     )
     began = time.perf_counter() - counters.wall_seconds  # without interruptions

@@ -40,7 +40,7 @@ def make_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         probe = temporary_name(path / "probe")
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # who has just claimed the folder may have cleaned it
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror}); choose another folder with --out."
@@ -111,7 +111,7 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)  # of another command, which has finished it
 
 
 def clean(folder: Path, name: str | None = None) -> None:
