@@ -116,7 +116,7 @@ def run(command: Callable[[], None]) -> int:
     try:
         code = _code_of(command)
     finally:
-        dist.end(code)
+        code = dist.end(code)
     return code
 
 
