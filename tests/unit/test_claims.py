@@ -366,6 +366,10 @@ def test_who_claims_a_folder_or_a_file_removes_what_a_kill_left_of_it(tmp_path):
         path.touch()
     with claims.claimed_file(page, "report"):
         assert [path.exists() for path in left] == [False, True]
+    files.lock_of(other).touch()
+    with claims.claimed(tmp_path, "evaluate"):
+        assert left[1].exists()  # somebody may be writing it
+    files.lock_of(other).unlink()
     with claims.claimed(tmp_path, "evaluate"):
         assert not left[1].exists()
         left[1].touch()
