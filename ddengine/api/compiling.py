@@ -108,10 +108,11 @@ def settled(
     def make() -> Objective:
         return compiled(objective, asked.recipe, asked.data, asked.device, experts, asked.precision)
 
-    if folder is not None and (folder / CHOICES).exists():
-        stored = contents.read_json(folder / CHOICES, "compile")
-        chosen = bool(stored["compile"])
-        return (make() if chosen else objective), {"compile": chosen}
+    if folder is not None:
+        # as the first rank sees it, which may have written the file before another looks
+        chosen = dist.told(_stored(folder) if dist.rank() == 0 else None)
+        if chosen is not None:
+            return (make() if chosen else objective), {"compile": chosen}
     other = None
     if dist.rank() == 0:
         place = None if folder is None else folder.parent / FOLDER
@@ -121,6 +122,13 @@ def settled(
     if not chosen:
         return objective, {"compile": False}
     return other or make(), {"compile": True}
+
+
+def _stored(folder: Path) -> bool | None:
+    """What was chosen when the run in a folder was begun; None where it was not."""
+    if not (folder / CHOICES).exists():
+        return None
+    return bool(contents.read_json(folder / CHOICES, "compile")["compile"])
 
 
 def _if_it_pays(

@@ -388,8 +388,7 @@ def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
     experts = job.experts()
     quiet = replace(outer, checkpoint_every=max(1, outer.steps), evaluate_every=0, picture_every=0)
     syn, objective, initial_seconds = job.start(experts)
-    objective, _ = settled(job, syn, objective, experts, None)
-    choose(recipe.objective, objective, syn, job.device)
+    objective, shared = _settled(job, syn, objective, experts, None)
     with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
         result, counters = in_groups.distill(
             syn,
@@ -400,11 +399,23 @@ def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
             seed=job.seed,
             finish=partial(shipped, recipe=recipe, experts=experts),
             began=began,
-            shared=job.shares(objective),
+            shared=shared,
             kept=partial(turns.kept, recipe.objective),
         )
     meta = job.meta(experts, counters, initial_seconds, objective, bibtex, result)
     return Distilled(job.renumbered(result), meta, None, job.data.split_names)
+
+
+def _settled(
+    job: Job, syn: SyntheticSet, objective: Objective, experts: Experts | None, folder: Path | None
+) -> tuple[Objective, bool]:
+    """The objective once all is chosen that a run leaves to the machine, and whether ranks share.
+
+    Groups that are made of it from then on do as it does.
+    """
+    objective, chosen = settled(job, syn, objective, experts, folder)
+    choose(job.recipe.objective, objective, syn, job.device, folder, chosen)
+    return objective, job.shares(objective)
 
 
 @dataclass(frozen=True)
@@ -472,8 +483,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
     if not keep.force:
         bounds.check(job.costed(), syn, data, folder, job.device)
     dist.on_first_rank(keep.begin)
-    objective, chosen = settled(job, syn, objective, experts, folder)
-    choose(recipe.objective, objective, syn, job.device, folder, chosen)
+    objective, shared = _settled(job, syn, objective, experts, folder)
     teachers = []
     if recipe.evaluation.labels == "dynamic" and experts is not None:
         teachers = load_all(experts, job.device)
@@ -509,7 +519,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
         board=board,
         began=keep.began,
         run=digest(keep.identity),
-        shared=job.shares(objective),
+        shared=shared,
         kept=partial(turns.kept, recipe.objective),
     )
     began = time.perf_counter() - counters.wall_seconds  # without interruptions

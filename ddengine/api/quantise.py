@@ -101,8 +101,8 @@ def _refinement(
 ) -> Callable[[Tensor], Tensor]:
     """What changes the images, with the features of a network that is trained on the set."""
     check(syn)  # before anything is trained
+    config = asked_protocol(asked, None)  # of a set that says its recipe
     home = asked.meta["recipe"]["model"]
-    config = asked_protocol(asked, None)
     log.say("a network learns the set, whose features the images are to keep")
     network = train_one(
         syn,

@@ -116,7 +116,7 @@ def run(command: Callable[[], None]) -> int:
     try:
         code = _code_of(command)
     finally:
-        dist.end(code)
+        code = dist.end(code)
     return code
 
 
@@ -154,7 +154,7 @@ def _code_of(command: Callable[[], None]) -> int:
 def _of_files(error: OSError) -> str:
     """What is wrong with a file, and what to do."""
     what = files.final_name(error.filename) if error.filename else "a file"
-    complaint = f"{what} could not be read or written ({error.strerror})"
+    complaint = f"{what} could not be read or written ({error.strerror or error})"
     return f"error: {complaint}; {ADVICE.get(error.errno or 0, OTHERWISE)}."
 
 

@@ -32,7 +32,8 @@ class InstanceNorm(nn.GroupNorm):
     def forward(self, images: Tensor) -> Tensor:
         """As nn.GroupNorm; derivatives of any order and vmap go through."""
         ours = images.dtype in TYPES and images.dtype == self.weight.dtype
-        narrow = torch.is_autocast_enabled(images.device.type)
+        # a meta tensor has a shape alone, and no autocast
+        narrow = not images.is_meta and torch.is_autocast_enabled(images.device.type)
         if not ours or narrow or torch.compiler.is_compiling():  # a compiler fuses torch's own
             return super().forward(images)
         made: Three = _Normed.apply(  # type: ignore[no-untyped-call]

@@ -58,7 +58,7 @@ def refined(
     leaf = images.clone().requires_grad_()
     optimiser = torch.optim.Adam([leaf], lr=lr)
     nearest, least = images.clone(), torch.full_like(images[:, 0, 0, 0], torch.inf)
-    with torch.enable_grad(), log.progress("features of few bits", steps) as bar:
+    with torch.enable_grad(), log.progress("features of few bits", steps + 1) as bar:
         for _ in range(steps + 1):
             optimiser.zero_grad()
             for index in everything.split(batch):

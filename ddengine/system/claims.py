@@ -92,7 +92,7 @@ def claimed_file(path: Path, command: str) -> Iterator[None]:
     """Within the block no other command writes a file; otherwise as `claimed`."""
     if not path.name:
         raise UserError(f"'{path}' is a folder, and a file is to be written; give it a name.")
-    with _locked(path, path.with_name(f".{path.name}{files.LOCK}"), command) as is_new:
+    with _locked(path, files.lock_of(path), command) as is_new:
         if is_new:
             files.clean(path.parent, path.name)
         yield

@@ -102,22 +102,27 @@ def _met() -> tuple[td.Store, int, int]:
     return td.PrefixStore(f"ddengine/{attempt}", store), rank, ranks
 
 
-def end(code: int) -> None:
+def end(code: int) -> int:
     """Say to the other ranks that this one ends, with which exit code, and leave the group.
 
-    The first waits for the others, which may have met through it and not read all that it said.
+    One that has done its work waits for the others: the launcher would wait for one that was
+    stopped. The first always waits, because others may have met through it and not read all that it
+    said. Returns the code to end with, which is that of Lost where another rank is silent.
     """
     if not _started:
-        return
+        return code
     group = _started.pop()
     try:
         group.heartbeat.end(code)
+        if code == 0 and not group.heartbeat.others_end():
+            return LOST
         if rank() == 0:
-            _until_all_ended(group, LINGER if code else group.heartbeat.timeout)
+            _until_all_ended(group, LINGER)
     except RuntimeError:  # the store is gone, and with it those who would want to know
         pass
     if code == 0:
         td.destroy_process_group()
+    return code
 
 
 def _until_all_ended(group: _Group, seconds: float) -> None:

@@ -40,7 +40,7 @@ def make_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         probe = temporary_name(path / "probe")
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # who has just claimed the folder may have cleaned it
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror}); choose another folder with --out."
@@ -111,17 +111,23 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)  # of another command, which has finished it
+
+
+def lock_of(path: Path) -> Path:
+    """The lock of a file that is claimed alone."""
+    return path.with_name(f".{path.name}{LOCK}")
 
 
 def clean(folder: Path, name: str | None = None) -> None:
     """Remove what a killed process left unfinished, and put back what it had put aside.
 
-    For a folder in which no other command works; or of one file or folder there, by its name.
+    For a folder in which no other command works, but for files that are claimed alone, which stay
+    to who claims them next; or of one file or folder there, by its name.
     """
     for path in folder.glob(f"{TEMPORARY}*"):
         place = path.with_name(path.name.partition(NAME_BEHIND)[2] or path.name)
-        if name is not None and place.name != name[-LONGEST:]:
+        if lock_of(place).exists() if name is None else place.name != name[-LONGEST:]:
             continue
         if path.name.startswith(OLD) and not place.exists():
             path.rename(place)

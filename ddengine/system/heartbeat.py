@@ -85,6 +85,21 @@ class Heartbeat:
         with self._writing:
             self._store.set(self._key(self._rank), f"{ENDED}{code}")
 
+    def others_end(self) -> bool:
+        """Wait until all others have ended; False, and said, where one is silent meanwhile."""
+        self._forgive()
+        last = time.monotonic()
+        while len(self.ended) < len(self._others):
+            self.look()
+            last = self._now(last)
+            silent = [rank for rank in self._others if self._is_silent(rank, last)]
+            if silent:
+                said = silence(silent, self._said, self._rank, self.timeout)
+                log.complain(f"error: {said}")
+                return False
+            time.sleep(LOOK_EVERY)
+        return True
+
     def failed(self) -> tuple[int, int] | None:
         """(rank, exit code) of one that has ended with another code than 0."""
         return next(((rank, code) for rank, code in list(self.ended.items()) if code), None)
@@ -126,15 +141,19 @@ class Heartbeat:
         now = self._looked = time.monotonic()
         self._heard = dict.fromkeys(self._others, now)
 
+    def _now(self, last: float) -> float:
+        """The time; silence counts anew where this process was stopped itself since `last`."""
+        now = time.monotonic()
+        if now - last > self.timeout / 2:
+            self._forgive()
+        return now
+
     def _judge(self) -> None:
         """End this process where another one is gone."""
         last = time.monotonic()
         while not self._over.wait(self.interval):
-            now = time.monotonic()
-            if now - last > self.timeout / 2:  # stopped itself, and told to go on
-                self._forgive()
-            last = now
-            if complaint := self._complaint(now):
+            last = self._now(last)
+            if complaint := self._complaint(last):
                 log.complain(f"error: {complaint}")
                 os._exit(LOST)
 

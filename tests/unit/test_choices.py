@@ -228,6 +228,28 @@ def test_the_first_rank_measures_for_all(world, monkeypatch):
     assert seen == [1]
 
 
+def test_ranks_go_by_what_the_first_one_read(tmp_path, monkeypatch):
+    """Also one that comes when the first has stored its choice: both are told as often."""
+    asked = SimpleNamespace(compile="auto")
+    asked.recipe = asked.data = asked.device = asked.precision = None
+    said, heard = [], []
+
+    def told(value):
+        (heard if dist.rank() else said).append(value)
+        return said[len(heard) - 1] if dist.rank() else value
+
+    monkeypatch.setattr(dist, "told", told)
+    monkeypatch.setattr(compiling, "compiled", lambda *_: "compiled")
+    monkeypatch.setattr(compiling, "_if_it_pays", lambda *_: "compiled")
+    for _ in range(2):  # the second time as a run that goes on
+        for rank in range(2):
+            monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+            settled = compiling.settled(asked, None, None, None, tmp_path)
+            assert settled == ("compiled", {"compile": True})
+            files.write_json(tmp_path / choices.CHOICES, {"objectives": [], "compile": True})
+        assert len(said) == len(heard)
+
+
 @pytest.mark.parametrize("said", ['{"seconds": "7", "share": 0.5}', "[", '{"share": -1}'])
 def test_what_was_measured_of_compiling_and_is_damaged_is_measured_again(
     world, tmp_path, monkeypatch, capsys, said

@@ -366,8 +366,22 @@ def test_who_claims_a_folder_or_a_file_removes_what_a_kill_left_of_it(tmp_path):
         path.touch()
     with claims.claimed_file(page, "report"):
         assert [path.exists() for path in left] == [False, True]
+    files.lock_of(other).touch()
+    with claims.claimed(tmp_path, "evaluate"):
+        assert left[1].exists()  # somebody may be writing it
+    files.lock_of(other).unlink()
     with claims.claimed(tmp_path, "evaluate"):
         assert not left[1].exists()
         left[1].touch()
         with claims.claimed(tmp_path, "again"):
             assert left[1].exists()
+
+
+def test_what_another_command_removes_at_the_same_time_is_no_error(tmp_path, monkeypatch):
+    """One that tries whether a folder can be written, and one that cleans it."""
+    gone = files.temporary_name(tmp_path / "probe")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "glob", lambda *_: iter([gone]))
+        files.clean(tmp_path)
+    monkeypatch.setattr(Path, "touch", lambda path: None)
+    assert files.make_folder(tmp_path) == tmp_path

@@ -113,6 +113,29 @@ def test_a_rank_that_has_done_its_work_is_not_missed(ranks, clock):
     assert ranks[0].ended == {1: 0} and ranks[0].failed() is None
 
 
+def test_a_rank_that_has_done_its_work_waits_for_others_but_not_for_a_silent_one(
+    ranks, clock, monkeypatch, capsys
+):
+    """A launcher would wait for ever for one that was stopped when all but it had ended."""
+    beating = [1, 2]
+
+    def sleep(seconds):
+        clock[0] += 1.0
+        for rank in beating:
+            ranks[rank]._beat()
+        if clock[0] > 1300.0:
+            ranks[2].end(0)
+        if clock[0] > 1400.0:
+            beating.clear()
+
+    monkeypatch.setattr(heartbeat.time, "sleep", sleep)
+    ranks[0].end(0)
+    assert not ranks[0].others_end() and clock[0] > 1450.0
+    assert "Rank 1 (process " in capsys.readouterr().err
+    ranks[1].end(0)
+    assert ranks[0].others_end()
+
+
 def test_a_rank_that_has_failed_ends_the_others_after_a_moment(ranks, clock):
     ranks[2].end(2)
     assert after(ranks, clock, 3, beating=(0, 1)) is None  # it may be said better

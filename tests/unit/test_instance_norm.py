@@ -77,7 +77,7 @@ def test_second_order_in_one_graph():
 
 
 def test_what_it_is_not_for_is_left_to_torch(monkeypatch):
-    """Narrow types, given or by autocast."""
+    """Narrow types, given or by autocast; and a shape alone is told as torch tells it."""
     monkeypatch.setattr(_Normed, "apply", None)
     ours, torchs = layers(2, torch.bfloat16)
     images = drawn(1, 2, 4, 4)
@@ -85,3 +85,5 @@ def test_what_it_is_not_for_is_left_to_torch(monkeypatch):
     ours, torchs = layers(2, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(ours(images.float()), torchs(images.float()))
+    monkeypatch.undo()
+    assert ours.to("meta")(images.float().to("meta")).shape == images.shape

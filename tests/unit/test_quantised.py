@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import tiny_data, tiny_set
 
+import ddengine
 from ddengine.data import Preprocess
 from ddengine.sets.codec import Quantised, codec_of, quantised
 from ddengine.sets.quantising import refined
+from ddengine.system import log
 from ddengine.system.configs import to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -216,7 +219,17 @@ def test_refined_images_keep_their_features(observer):
     assert (after <= before).all() and after.sum() < 0.7 * before.sum()
     assert torch.equal(images, given) and not change.requires_grad
     assert torch.equal(change, refined(images, codec, observer, steps=20, lr=0.01, batch=7))
-    assert torch.equal(refined(images, codec, observer, steps=0, lr=0.01), given)
+    left = []
+    with log.shown(lambda title, done, total, note: left.append(total - done)):
+        assert torch.equal(refined(images, codec, observer, steps=0, lr=0.01), given)
+    assert left == [1, 0]
+
+
+def test_a_set_without_its_recipe_is_refused_before_a_network_is_trained():
+    """By whom it is to be trained, and how, is not known."""
+    made = ddengine.Distilled(tiny_set(tiny_data()), {}, None)
+    with pytest.raises(UserError, match="does not say the recipe"):
+        ddengine.quantise(made, refine=1, progress=False)
 
 
 DAMAGES = {

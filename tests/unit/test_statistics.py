@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from ddengine import in_groups
 from ddengine import loop as outer
+from ddengine.api import distill
 from ddengine.data import Preprocess, RealSet
 from ddengine.learning import augment
 from ddengine.learning.flat import FlatModel, flatten
@@ -736,6 +737,29 @@ def test_ranks_share_forward_passes(monkeypatch):
     assert first and second and len(first) + len(second) == len(one)
     assert float(sum(first) + sum(second)) == pytest.approx(float(sum(one)), rel=1e-9)
     close(of_first + of_second, slope, 1e-9)
+
+
+def test_groups_share_where_ranks_do(monkeypatch):
+    """Also where the objective is another one than was made first, such as the compiled one."""
+    config = StatisticsMatching(batches=OnePerClass(), adjust=0.3, images_in_group=10)
+    recipe = SimpleNamespace(objective=config, outer=OuterConfig(steps=1, optim={}))
+    made = [world(config, codec=Identity(), sets=3)[0] for _ in range(2)]
+    job = SimpleNamespace(recipe=recipe, data=None, device=CPU, seed=0, experts=lambda: None)
+    syn = world(config, codec=Identity(), sets=3)[1]
+    job.start = lambda experts: (syn, made[0], 0.0)
+    job.shares = lambda objective: config.share(objective, False)
+    monkeypatch.setattr(distill, "check_networks", lambda *_: None)
+    monkeypatch.setattr(distill, "settled", lambda *_: (made[1], {}))
+    given = []
+
+    def stand_in(syn, objective, groups, *_, **named):
+        given.extend((named["shared"], group.objective.shared) for group in groups)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distill.in_groups, "distill", stand_in)
+    with pytest.raises(KeyboardInterrupt):
+        distill._in_memory(job, None, 0.0)
+    assert len(given) > 1 and set(given) == {(True, True)}
 
 
 class Board:
