@@ -1,10 +1,11 @@
 """What comes of a disk that is full from one write on?
 
-    python benchmarks/faults/full.py --times 12
+    python benchmarks/faults/full.py                 # at every write; at 12 of them: --times 12
 
-A stage runs once with its writes counted. Then it runs again and again in a copy of what is before
-it, on a disk that is full from a write on, the writes spread over all; a command must end with 2
-and a sentence that names a file. The same command with space again must come to the numbers of the
+A stage runs once with its writes counted; a distillation has 40 steps, because each writes a line.
+Then it runs again and again in a copy of what is before it, on a disk that is full from a write on,
+of each write or of some that are spread over all; a command must end with 2 and a sentence that
+names a file. The same command with space again must come to the numbers of the
 unbroken run. Writes fail in the C library (full.c, LD_PRELOAD), so those of every library do; needs
 Linux and cc.
 """
@@ -12,7 +13,7 @@ Linux and cc.
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import faults
@@ -25,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 class Settings:
     """The question asked."""
 
-    times: int = 12  # writes of each stage, at most
+    times: int | None = None  # writes of each stage, at most; None: all
     stages: tuple[str, ...] = tuple(faults.STAGES)
     name: str = "full"
 
@@ -42,16 +43,17 @@ def main(settings: Settings) -> None:
     faults.write(settings.name, vars(settings), rows)
 
 
-def tried(name: str, times: int, library: Path, place: Path) -> faults.Row:
+def tried(name: str, times: int | None, library: Path, place: Path) -> faults.Row:
     """What came of a stage on disks that are full from a write on."""
-    stage = faults.STAGES[name]
+    stage = short(faults.STAGES[name])
     faults.made_before(place / "before", stage)
     whole = shutil.copytree(place / "before", place / "whole")
     code, said = on_full(stage, whole, library, 0)
     assert code == 0, said
     wanted = faults.numbers(whole, stage)
     writes = len((place / "count").read_text().splitlines())
-    chosen = sorted({1 + round(i * (writes - 1) / max(1, times - 1)) for i in range(times)})
+    num = min(times or writes, writes)
+    chosen = sorted({1 + round(i * (writes - 1) / max(1, num - 1)) for i in range(num)})
     lost = wrong = noticed = 0
     for write in chosen:
         folder = shutil.copytree(place / "before", place / "full")
@@ -70,6 +72,15 @@ def tried(name: str, times: int, library: Path, place: Path) -> faults.Row:
         shutil.rmtree(folder)
     note = f"of {writes} writes"
     return faults.Row("disk full", name, len(chosen), lost, wrong, noticed, note)
+
+
+def short(stage: faults.Stage) -> faults.Stage:
+    """The same with fewer outer steps, where it has any."""
+    words = list(stage.command)
+    for flag, value in (("--outer.steps", "40"), ("--outer.checkpoint_every", "10")):
+        if flag in words:
+            words[words.index(flag) + 1] = value
+    return replace(stage, command=tuple(words))
 
 
 def on_full(stage: faults.Stage, folder: Path, library: Path, write: int) -> tuple[int, str]:

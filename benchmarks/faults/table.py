@@ -13,7 +13,6 @@ BEGIN, END = "<!-- faults -->", "<!-- end of faults -->"
 # what stands behind a low line tells results of one script apart
 NAMES = (
     "kills",
-    "kills_cache",
     "signals",
     "pairs",
     "flips",
