@@ -309,7 +309,8 @@ def test_recipes_are_complete(any_recipe: Recipe) -> None:
         )
     elif recipe.buffer is not None:
         recipe.objective.check(recipe.buffer.kept_epochs())
-    _, items = recipe.codec.fit(recipe.ipc, (3, 32, 32), 1000)
+    shape = (3, *(recipe.data.size or (32, 32)))
+    _, items = recipe.codec.fit(recipe.ipc, shape, 1000)
     # coarser images may be more than `ipc`, within its bytes: the contract of codecs counts them
     assert items >= 1 and (items <= recipe.ipc or recipe.codec.approximates), (
         f"fit() of the recipe's codec makes {items} items per class where ipc is {recipe.ipc}: "
