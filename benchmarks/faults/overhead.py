@@ -1,12 +1,13 @@
 """What do checkpoints, digests, locks and the flushing of what is replaced cost a small run?
 
-    python benchmarks/faults/overhead.py --pairs 15
+    python benchmarks/faults/overhead.py --runs 30
 
-The same distillation, with a checkpoint after every 100 steps, which is usual, runs in turn with
-and without each of them, in one process; without: the only checkpoint is that of the end, no digest
-is computed, no folder is claimed, nothing is flushed. The row says the median of the differences
-within pairs, of the time that passes and of that which the process computes, which other work on
-the machine hardly moves; waiting for a disk is in the first alone.
+A distillation of 400 steps, with a checkpoint after every 100, which is usual, runs many times in
+one process. A row says which share of the time that passes is spent in a part: the median, and the
+largest. In turn with these runs go others without any of it: the only checkpoint is that of the
+end, no digest is computed, no folder is claimed, nothing is flushed. The last row says by how much
+the former take longer, the median of pairs with its 95 % interval (by order statistics); that
+scatters by more than all parts cost where a machine is not at rest.
 """
 
 import contextlib
@@ -14,85 +15,135 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import faults
 import tyro
+from scipy import stats
 
-from ddengine import commands
+from ddengine import commands, loop
 from ddengine.system import claims, digests, files
 
-PARTS = ("checkpoints", "digests", "locks", "fsync", "all")
 EVERY = 100  # steps between checkpoints
+# the functions that do it
+PARTS: Mapping[str, Sequence[tuple[ModuleType, str]]] = {
+    "checkpoints": [(loop, "save_checkpoint")],
+    "digests": [
+        (digests, name)
+        for name in ("with_digest", "of_facts", "of_bytes", "running", "stated_and_computed")
+    ],
+    "locks": [(claims, "_acquired")],
+    "fsync": [(files, "_flush")],
+}
 
 
 @dataclass(frozen=True)
 class Settings:
     """The question asked."""
 
-    pairs: int = 15
+    runs: int = 30  # with all parts, and as many without
     steps: int = 400
     name: str = "overhead"
 
 
 def main(settings: Settings) -> None:
+    run(settings.steps, EVERY)  # what is compiled and cached is so from here on
+    shares: dict[str, list[float]] = {name: [] for name in (*PARTS, "all")}
+    pairs = []
+    for number in range(settings.runs):
+        took = {}
+        for is_without in (False, True) if number % 2 else (True, False):
+            if is_without:
+                with without():
+                    took[is_without] = run(settings.steps, settings.steps)
+                continue
+            with contextlib.ExitStack() as clocks:
+                spent = {name: clocks.enter_context(spent_in(name)) for name in shares}
+                took[is_without] = run(settings.steps, EVERY)
+            for name, clock in spent.items():
+                shares[name].append(clock.seconds / took[is_without])
+        pairs.append(took[False] / took[True] - 1)
     rows = []
-    for part in PARTS:
-        run(settings.steps, EVERY)  # what is compiled and cached is so from here on
-        pairs = []
-        for number in range(settings.pairs):
-            order = (False, True) if number % 2 else (True, False)
-            took = {}
-            for is_without in order:
-                every = settings.steps if is_without and part in ("checkpoints", "all") else EVERY
-                with without(part) if is_without else contextlib.nullcontext():
-                    took[is_without] = run(settings.steps, every)
-            pairs.append((took[False], took[True]))
-        said = [_share(pairs, which) for which in (0, 1)]
-        note = f"{said[0]} of time, {said[1]} of computation; medians of {settings.pairs} pairs"
-        rows.append(faults.Row(f"cost of {part}", "distill", settings.pairs, 0, 0, 0, note))
+    for name, of_part in shares.items():
+        usual, most = 100 * statistics.median(of_part), 100 * max(of_part)
+        note = f"{usual:.2f} % of the time, {most:.2f} at most"
+        rows.append(faults.Row(f"cost of {name}", "distill", settings.runs, 0, 0, 0, note))
+    low, high = interval(pairs)
+    note = f"{100 * statistics.median(pairs):+.2f} % ({100 * low:+.2f} to {100 * high:+.2f})"
+    rows.append(faults.Row("with all less without", "distill", settings.runs, 0, 0, 0, note))
     faults.write(settings.name, vars(settings), rows)
 
 
-Took = tuple[float, float]  # seconds that passed, seconds of computation
+def interval(numbers: Sequence[float]) -> tuple[float, float]:
+    """Ends of an interval that holds the median of what these were drawn from, with 95 %."""
+    below = max(1, int(stats.binom.ppf(0.025, len(numbers), 0.5)))
+    in_order = sorted(numbers)
+    return in_order[below - 1], in_order[-below]
 
 
-def _share(pairs: Sequence[tuple[Took, Took]], which: int) -> str:
-    """How much more runs with a part take, and of how much."""
-    share = statistics.median(with_[which] / none[which] - 1 for with_, none in pairs)
-    seconds = statistics.median(with_[which] for with_, _ in pairs)
-    return f"{100 * share:+.2f} % of {seconds:.2f} s"
+class Clock:
+    """The seconds that pass in some functions; those of one within another count once."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._is_in = False
+
+    def of(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, on this clock."""
+
+        def timed(*given: Any, **named: Any) -> Any:
+            if self._is_in:
+                return function(*given, **named)
+            self._is_in, began = True, time.perf_counter()
+            try:
+                return function(*given, **named)
+            finally:
+                self.seconds += time.perf_counter() - began
+                self._is_in = False
+
+        return timed
 
 
-def run(steps: int, every: int) -> Took:
-    """What a small distillation takes, with a checkpoint after `every` steps."""
+@contextlib.contextmanager
+def spent_in(part: str) -> Iterator[Clock]:
+    """A clock of what is spent in a part within the block."""
+    clock = Clock()
+    functions = [each for name, of in PARTS.items() if part in (name, "all") for each in of]
+    with contextlib.ExitStack() as patches:
+        for module, name in functions:
+            timed = clock.of(getattr(module, name))
+            patches.enter_context(mock.patch.object(module, name, timed))
+        yield clock
+
+
+def run(steps: int, every: int) -> float:
+    """Seconds that a small distillation takes, with a checkpoint after `every` steps."""
     folder = Path(tempfile.mkdtemp(dir="."))
     words = [*faults.STAGES["distill"].command[:-1], str(folder / "run")]
     words += ["--outer.steps", str(steps), "--outer.checkpoint_every", str(every)]
-    began, computed = time.perf_counter(), time.process_time()
+    began = time.perf_counter()
     assert commands.main(words) == 0
-    took = time.perf_counter() - began, time.process_time() - computed
+    took = time.perf_counter() - began
     shutil.rmtree(folder)
     return took
 
 
 @contextlib.contextmanager
-def without(part: str) -> Iterator[None]:
-    """Within the block a part costs nothing; checkpoints are not made by flags of the run."""
+def without() -> Iterator[None]:
+    """Within the block no digest is computed, no folder claimed, nothing flushed."""
     with contextlib.ExitStack() as patches:
-        if part in ("digests", "all"):
-            plain = mock.patch.object(digests, "with_digest", lambda content: ("", [content]))
-            patches.enter_context(plain)
-            sealed = mock.patch.object(files, "sealed", lambda value: value)
-            patches.enter_context(sealed)
-        if part in ("locks", "all"):
-            free = mock.patch.object(claims, "claimed", lambda *of: contextlib.nullcontext())
-            patches.enter_context(free)
-        if part in ("fsync", "all"):
-            patches.enter_context(mock.patch.object(files, "_flush", lambda path: None))
+        for module, name, instead in (
+            (digests, "with_digest", lambda content: ("", [content])),
+            (files, "sealed", lambda value: value),
+            (claims, "claimed", lambda *of, **how: contextlib.nullcontext()),
+            (files, "_flush", lambda path: None),
+        ):
+            patches.enter_context(mock.patch.object(module, name, instead))
         yield
 
 
