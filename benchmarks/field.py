@@ -202,7 +202,7 @@ def expert(world: World, settings: Settings) -> dict[str, Once]:
         train_expert(world.network(number), data, config, number)
         world.wait()
 
-    return {FIELD: field, LIKE_OURS: field, OURS: ours}
+    return {FIELD: field, OURS: ours}
 
 
 class Processes:
@@ -249,7 +249,7 @@ def experts(world: World, settings: Settings) -> dict[str, Once]:
         started[0].do([Message({"task": [0, each]}) for each in numbers])
         assert set(numbers) <= set(store.finished(making.folder))
 
-    return {FIELD: field, LIKE_OURS: field, OURS: ours}
+    return {FIELD: field, OURS: ours}
 
 
 def _making(world: World) -> Making:
@@ -295,7 +295,7 @@ def evaluations(world: World, settings: Settings) -> dict[str, Once]:
             requests.append(evaluation_processes.request(bench, asked))
         started[0].do(requests)
 
-    return {FIELD: field, LIKE_OURS: field, OURS: ours}
+    return {FIELD: field, OURS: ours}
 
 
 def mtt(world: World, settings: Settings, ipc: int, steps: int) -> dict[str, Once]:
@@ -321,7 +321,7 @@ def mtt(world: World, settings: Settings, ipc: int, steps: int) -> dict[str, Onc
 
     ways: dict[str, Once] = {}
     if _graph_bytes(world, len(syn) * steps) < FITS * runtime.available_memory(world.device):
-        ways |= {FIELD: field, LIKE_OURS: field}
+        ways[FIELD] = field
     for name, compile in ((OURS, False), (COMPILED, True)):
         if compile and not settings.compiled:
             continue
@@ -349,7 +349,7 @@ def dsa(world: World, settings: Settings) -> dict[str, Once]:
         plain_loops.dsa_loss(network, *_by_class(world, real, syn, config, number)).backward()
         world.wait()
 
-    return {FIELD: field, LIKE_OURS: field, OURS: partial(outer_step, objective, syn, world)}
+    return {FIELD: field, OURS: partial(outer_step, objective, syn, world)}
 
 
 def dm(world: World, settings: Settings) -> dict[str, Once]:
@@ -364,7 +364,7 @@ def dm(world: World, settings: Settings) -> dict[str, Once]:
         plain_loops.dm_loss(network.embed, *_by_class(world, real, syn, config, number)).backward()
         world.wait()
 
-    return {FIELD: field, LIKE_OURS: field, OURS: partial(outer_step, objective, syn, world)}
+    return {FIELD: field, OURS: partial(outer_step, objective, syn, world)}
 
 
 def _by_class(
@@ -407,7 +407,7 @@ def evaluation(world: World, settings: Settings) -> dict[str, Once]:
         )
         world.wait()
 
-    return {FIELD: field, LIKE_OURS: field, OURS: ours}
+    return {FIELD: field, OURS: ours}
 
 
 def ways_of(cell: str, settings: Settings, way: str) -> dict[str, Once]:
@@ -417,7 +417,7 @@ def ways_of(cell: str, settings: Settings, way: str) -> dict[str, Once]:
     world = World(settings, way)
     if cell.startswith("mtt_"):
         ipc, steps = cell.removeprefix("mtt_ipc").split("_t")
-        return mtt(world, settings, int(ipc), int(steps))
+        return _with_like_ours(mtt(world, settings, int(ipc), int(steps)))
     makers = {
         "expert": expert,
         "experts": experts,
@@ -426,7 +426,14 @@ def ways_of(cell: str, settings: Settings, way: str) -> dict[str, Once]:
         "evaluation": evaluation,
         "evaluations": evaluations,
     }
-    return makers[cell](world, settings)
+    return _with_like_ours(makers[cell](world, settings))
+
+
+def _with_like_ours(ways: dict[str, Once]) -> dict[str, Once]:
+    """The same with the field's loop once more, for a process that is set up as ours."""
+    if FIELD not in ways:
+        return ways
+    return {FIELD: ways[FIELD], LIKE_OURS: ways[FIELD], **ways}
 
 
 # Measuring.

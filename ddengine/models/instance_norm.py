@@ -107,22 +107,17 @@ def _second(
     along = n * ((u * g).mean((2, 3)) - mean_u * mean_g - u_hat * g_hat)
     scale = w * s
     of_g = v_w - scale * u_hat  # of g in the gradient in x_hat, where -scale g_hat is that of u
-    by_g = _sum((scale, u), (of_g * s, x), v_b - scale * mean_u - of_g * s * means)
+    by_g = _sum(v_b - scale * mean_u - of_g * s * means, (scale, u), (of_g * s, x))
     to_x_hat = s * (v_w * g_hat - 2 * scale * u_hat * g_hat + scale * along / n)
     without = to_x_hat * s * means - s * (of_g * mean_g - scale * g_hat * mean_u)
-    by_x = _sum((s * of_g, g), (-to_x_hat * s, x), without, (-s * scale * g_hat, u))
+    by_x = _sum(without, (s * of_g, g), (-to_x_hat * s, x), (-s * scale * g_hat, u))
     return by_g, by_x, (s * along).sum(0)
 
 
-def _sum(
-    first: tuple[Tensor, Tensor],
-    second: tuple[Tensor, Tensor],
-    without: Tensor,
-    *more: tuple[Tensor, Tensor],
-) -> Tensor:
-    """The sum of tensors (B, C, H, W), each times numbers (B, C), and of `without` (B, C)."""
+def _sum(without: Tensor, *parts: tuple[Tensor, Tensor]) -> Tensor:
+    """The sum of `without` (B, C) and of tensors (B, C, H, W), each times numbers (B, C)."""
     total = without[..., None, None]
-    for number, tensor in (first, second, *more):
+    for number, tensor in parts:
         total = torch.addcmul(total, tensor, number[..., None, None])
     return total
 

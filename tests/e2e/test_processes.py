@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from helpers import run
+from proc import running, workers_of
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = "ddengine.evaluation.beside"
@@ -21,28 +22,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc"),
 ]
-
-
-def workers_of(parent: int) -> list[int]:
-    """Processes that a process started to train networks."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        try:
-            words = (folder / "cmdline").read_bytes().decode()
-            parent_of = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            continue
-        if WORKER in words and parent_of == parent:
-            found.append(int(folder.name))
-    return found
-
-
-def running(pid: int) -> bool:
-    """Whether a process still runs; one that nobody waits for has ended too."""
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
@@ -60,7 +39,7 @@ def test_a_stopped_evaluation_leaves_no_process_and_goes_on(tmp_path, monkeypatc
     while not (partial.exists() and "search/distilled" in partial.read_text()):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    pids = workers_of(process.pid)
+    pids = workers_of(process.pid, WORKER)
     assert len(pids) == 2
     process.send_signal(stop)
     assert process.wait() == (130 if stop == signal.SIGINT else -signal.SIGKILL)

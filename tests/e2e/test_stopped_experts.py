@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from proc import running, workers_of
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,28 +30,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc"),
 ]
-
-
-def workers_of(parent: int) -> list[int]:
-    """Processes that a process started to train experts."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        try:
-            words = (folder / "cmdline").read_bytes().decode()
-            parent_of = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            continue
-        if WORKER in words and parent_of == parent:
-            found.append(int(folder.name))
-    return found
-
-
-def running(pid: int) -> bool:
-    """Whether a process still runs; one that nobody waits for has ended too."""
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def started(folder: Path, threads: int) -> "subprocess.Popen[str]":
@@ -76,7 +55,7 @@ def until(process: "subprocess.Popen[str]", folder: Path, num: int) -> list[int]
     while shards(folder) < num:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    return workers_of(process.pid)
+    return workers_of(process.pid, WORKER)
 
 
 def gone(pids: list[int]) -> bool:
