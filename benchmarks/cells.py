@@ -7,9 +7,10 @@ over is stopped after its step. Cells are done in the order of CELLS; a whole re
 where a row says what was cut. Cells that are cut to the hours have as many outer steps as
 `run.py estimate` expects to fit into what is left of them, chosen once. Writes published_cells.json
 and .md into docs/results (--out) after every cell; runs, and the output of their commands, lie in
-runs/cells (--runs). Two commands for different cells may run at the same time. --rehearse tries
-every command at a size that takes seconds, and writes into --runs where no --out is given. No
-timings should be taken while this runs.
+runs/cells (--runs). Cells that the JSON holds with a figure are not made again, so that one machine
+can go on after another; without the file all are. Two commands for different cells may run at the
+same time. --rehearse tries every command at a size that takes seconds, and writes into --runs where
+no --out is given. No timings should be taken while this runs.
 """
 
 import json
@@ -465,13 +466,26 @@ def _percent(mean: float | None, std: float | None) -> str:
     return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
 
 
+def held(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The rows of the JSON, by the names of their cells."""
+    path = settings.results / f"{NAME}.json"
+    if not path.is_file():
+        return {}
+    content = files.read_json(path, "rows", "rehearsal")
+    same = content["rehearsal"] == settings.rehearse
+    return {row["cell"]: row for row in content["rows"]} if same else {}
+
+
 def write(settings: Settings, failed: dict[str, str]) -> None:
-    """The rows of all cells that were begun here, in the order of the list."""
+    """The rows of all cells that were begun here, or before elsewhere, in the order of the list."""
     known = [_rehearsed(cell) if settings.rehearse else cell for cell in [*CELLS, *MORE]]
-    begun = [cell for cell in known if (folder_of(cell, settings) / MARK).is_file()]
-    rows = [row_of(cell, settings) for cell in begun]
-    for row in rows:
-        row["failed"] = failed.get(row["cell"])
+    before = held(settings)
+    rows = []
+    for cell in known:
+        if (folder_of(cell, settings) / MARK).is_file():
+            rows.append(row_of(cell, settings) | {"failed": failed.get(cell.name)})
+        elif cell.name in before:
+            rows.append(before[cell.name])
     files.make_folder(settings.results)
     content = {
         "command": "python benchmarks/cells.py",
@@ -499,7 +513,9 @@ def main(settings: Settings) -> int:
     session = Session(settings, time.monotonic() + 3600 * settings.hours)
     failed: dict[str, str] = {}
     code = 0
-    for cell, hours in shares(chosen(settings), session):
+    before = held(settings)
+    left = [cell for cell in chosen(settings) if not before.get(cell.name, {}).get("ours")]
+    for cell, hours in shares(left, session):
         print(f"{cell.name}: {session.left / 60:.1f} minutes are left", flush=True)
         try:
             make(cell, session, hours)

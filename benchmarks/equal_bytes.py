@@ -16,8 +16,9 @@ command resumes.
     ... --tiny                                     the same in minutes; no figure says anything
 
 Runs go to runs/equal_bytes_NAME; JSON, table with text, and picture to
-docs/results/equal_bytes_NAME.*. What of the screening went on is chosen once and stored in
-runs/equal_bytes_final/chosen.json.
+docs/results/equal_bytes_NAME.*. Rows that the JSON holds are not made again, so that a table can be
+made on one machine after another; without the file all are. What of the screening went on is chosen
+once and stored in runs/equal_bytes_final/chosen.json.
 """
 
 import json
@@ -283,15 +284,26 @@ def fewer_fits(cells: Sequence[Cell]) -> list[str]:
     return [f"{said}{'; '.join(dict.fromkeys(fits))}."]
 
 
+def held(place: Place) -> dict[Cell, dict[str, Any]]:
+    """What the JSON holds of each cell that is done."""
+    path = place.results.with_suffix(".json")
+    if not path.is_file():
+        return {}
+    return {Cell(**run["cell"]): run for run in json.loads(path.read_text())["runs"]}
+
+
 def write(place: Place) -> None:
     """JSON, table with text, and picture of the rows that are done, if any is."""
     cells = cells_of(place)
     rows = [cell.row(tiny=place.tiny) for cell in cells]
+    before = held(place)
     runs: list[dict[str, Any]] = []
     for cell, row in zip(cells, rows, strict=True):
         folders = table.places(place.runs, rows, row)
         if (folders[1] / "evaluation.json").is_file():
             runs.append(table.collect(*folders, row) | {"cell": asdict(cell)})
+        elif cell in before:
+            runs.append(before[cell])
     if not runs:
         print(f"No row of {place.name} is done; run it first.")
         return
@@ -311,8 +323,9 @@ def run(place: Place, part: str | None, jobs: int, where: Mapping[str, str]) -> 
     if not cells:
         parts = [f"{method}-{budget}" for budget in BUDGETS for method in METHODS]
         sys.exit(f"no part {part!r}; parts are {', '.join(parts)}")
-    rows = [cell.row(tiny=place.tiny) for cell in cells]
-    follow = [row for cell, row in zip(cells, rows, strict=True) if cell.method == "mtt"]
+    left = [cell for cell in cells if cell not in held(place)]
+    rows = [cell.row(tiny=place.tiny) for cell in left]
+    follow = [row for cell, row in zip(left, rows, strict=True) if cell.method == "mtt"]
     table.run_rows(place.runs, rows, follow[:1], jobs, dict(where), partial(write, place))
 
 
@@ -331,7 +344,7 @@ def main(args: list[str]) -> None:
     if name == "table":
         for one in ("screening", "final", "cifar"):
             place = Place(name=one, tiny=tiny)
-            if (ROOT / "runs" / place.runs).is_dir():
+            if (ROOT / "runs" / place.runs).is_dir() or held(place):
                 write(place)
         return
     where = {"": asked["--data_root"], "cifar10": asked["--cifar10"]}

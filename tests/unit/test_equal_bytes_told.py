@@ -1,6 +1,8 @@
 """What the tables of sets of equal bytes say of what was expected of them."""
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -168,6 +170,29 @@ def test_final_rows_have_other_seeds_than_the_screening():
     assert note.endswith(": siren at ipc10 in 500 of 2000.")
     assert note in told.text([a_run("siren", a_row("distilled", [0.5]))], 1, [note])
     assert equal_bytes.fewer_fits(equal_bytes.final([], "dm-ipc10:f32")) == []
+
+
+def test_rows_that_the_file_holds_are_not_made_again(tmp_path, monkeypatch):
+    """So that a table goes on on a machine where no run lies."""
+    monkeypatch.setattr(equal_bytes, "ROOT", tmp_path)
+    monkeypatch.setattr(equal_bytes.table, "ROOT", tmp_path)
+    place = equal_bytes.Place(name="screening", tiny=True)
+    siren = equal_bytes.Cell(form="siren")
+    run = a_run("siren", a_row("distilled", [0.8, 0.7])) | {"cell": asdict(siren)}
+    equal_bytes.files.make_folder(place.results.parent)
+    equal_bytes.files.write_json(place.results.with_suffix(".json"), {"rows": 2, "runs": [run]})
+    asked = []
+
+    def run_rows(name, rows, experts, jobs, where, done):
+        asked.extend(row.label for row in rows)
+        done()
+
+    monkeypatch.setattr(equal_bytes.table, "run_rows", run_rows)
+    equal_bytes.run(place, None, 1, {})
+    assert len(asked) == len(equal_bytes.FORMS) - 1
+    assert not any("siren" in label for label in asked)
+    content = json.loads(place.results.with_suffix(".json").read_text())
+    assert [kept["cell"]["form"] for kept in content["runs"]] == ["siren"]
 
 
 def test_a_table_without_a_row_stops_no_other(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,22 @@ def test_hours_that_are_over_stop_the_cells_which_go_on(tmp_path, commands):
     figure = rows_in(asked)["dsa/cifar10_ipc1"]["published"]
     assert figure["accuracy"] == pytest.approx(0.288) and figure["source"]
     assert cells.main(settings(tmp_path, "dc/fashion_mnist_ipc1", hours=0)) == common.UNFINISHED
+
+
+def test_cells_that_the_file_holds_are_kept_on_another_machine(tmp_path, commands):
+    """Where no run lies, a finished cell is not made again, and stands beside what is made there."""
+    seen, _ = commands
+    first = settings(tmp_path, "herding_dc_ipc1")
+    assert cells.main(first) == 0
+    before = rows_in(first)["herding_dc_ipc1"]
+    seen.clear()
+    there = replace(
+        first, cells=("dc/cifar10_ipc1", "herding_dc_ipc1"), runs=tmp_path / "elsewhere"
+    )
+    assert cells.main(there) == 0
+    assert seen == ["distill", "evaluate"]
+    assert list(rows_in(there)) == ["herding_dc_ipc1", "dc/cifar10_ipc1"]
+    assert rows_in(there)["herding_dc_ipc1"] == before
 
 
 def test_a_cell_that_fails_is_said_and_others_run(tmp_path, commands, capsys):
