@@ -20,7 +20,8 @@ import torch.distributed as td
 from torch import Tensor
 
 from ddengine.system import files
-from ddengine.system.heartbeat import LOST, Heartbeat
+from ddengine.system.heartbeat import LOST, MEETING, Heartbeat
+from ddengine.system.meeting import agreed_name
 
 Item = TypeVar("Item")
 TIMEOUT = 600.0  # seconds that a silent rank is given
@@ -79,27 +80,25 @@ def start(device: torch.device, timeout: float = TIMEOUT) -> None:
 
 def _joined(device: torch.device, timeout: float) -> _Group:
     """The group, which this process has joined, and in which its heart beats."""
-    store, rank, ranks = _met()
+    store, rank, ranks = _connected()
+    name = f"ddengine/{agreed_name(store, rank, ranks, max(MEETING, timeout))}"
     # a connection of its own: one that waits for an answer keeps others from asking
-    heartbeat = Heartbeat(_met()[0], rank, ranks, timeout)
+    heartbeat = Heartbeat(td.PrefixStore(name, _connected()[0]), rank, ranks, timeout)
     heartbeat.start()
     backend = "nccl" if device.type == "cuda" else "gloo"
     td.init_process_group(
         backend,
-        store=td.PrefixStore("group", store),
+        store=td.PrefixStore(f"{name}/group", store),
         rank=rank,
         world_size=ranks,
         timeout=COLLECTIVE,
     )
-    return _Group(device, store, heartbeat)
+    return _Group(device, td.PrefixStore(name, store), heartbeat)
 
 
-def _met() -> tuple[td.Store, int, int]:
+def _connected() -> tuple[td.Store, int, int]:
     """(the store through which the ranks meet, number of this one, number of all)."""
-    store, rank, ranks = next(iter(td.rendezvous("env://", timeout=timedelta(minutes=10))))
-    # ranks that are started again do not read what the last ones wrote
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return td.PrefixStore(f"ddengine/{attempt}", store), rank, ranks
+    return next(iter(td.rendezvous("env://", timeout=timedelta(minutes=10))))
 
 
 def end(code: int) -> int:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -71,10 +71,13 @@ def together(words: list[str]) -> list[tuple[int, str]]:
     return ended
 
 
-def launched(words: list[str]) -> "subprocess.Popen[str]":
-    """Two ranks of torchrun, which starts them again where one fails."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", "--max_restarts", "2", str(ROOT / "run.py"), *words]
+ALONE = ("--standalone", "--nproc_per_node", "2")
+
+
+def launched(words: list[str], where: Sequence[str] = ALONE) -> "subprocess.Popen[str]":
+    """Ranks of torchrun, two where nothing else is said; it starts them again where one fails."""
+    command = [sys.executable, "-m", "torch.distributed.run", *where, "--max_restarts", "2"]
+    command += [str(ROOT / "run.py"), *words]
     ours = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=os.environ | ours, **pipes)
@@ -150,6 +153,20 @@ def test_torchrun_starts_killed_ranks_again(whole, tmp_path, monkeypatch):
     else:
         assert launcher.returncode == 0, said
         assert "continuing at step" in said
+    assert same_set("run", whole) and steps("run") == list(range(1, 601))
+
+
+def test_two_launchers_start_their_ranks_again(whole, tmp_path, monkeypatch):
+    """As on two machines, each of which counts the failures of its own ranks alone."""
+    monkeypatch.chdir(tmp_path)
+    where = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d"]
+    where += ["--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--rdzv_id", "two"]
+    launchers = [launched([*LONG, "--out", "run"], where) for _ in range(2)]
+    wait_for(Path("run/checkpoint/state.safetensors").exists, *launchers)
+    os.kill(children(launchers[1].pid)[-1], signal.SIGKILL)
+    said = "".join(text for _, text in ends(launchers))
+    assert [launcher.returncode for launcher in launchers] == [0, 0], said
+    assert "continuing at step" in said
     assert same_set("run", whole) and steps("run") == list(range(1, 601))
 
 

@@ -1,7 +1,6 @@
 """Ranks that are silent or have ended are named; those that only compute are not."""
 
 import pytest
-import torch.distributed as td
 
 from ddengine.commands.process import start as started
 from ddengine.system import dist, heartbeat
@@ -76,18 +75,6 @@ def test_a_rank_that_imports_for_long_is_waited_for(clock, monkeypatch):
     with pytest.raises(RuntimeError, match="not all have begun within 10 min"):
         lonely._await_others()
     Heartbeat(Kept(), 0, 1, timeout=60.0)._await_others()
-
-
-def test_ranks_that_are_started_again_read_nothing_of_before(monkeypatch):
-    """torchrun keeps one store for all attempts, in which gloo's addresses of before still lie."""
-    store = td.HashStore()
-    monkeypatch.setattr(dist.td, "rendezvous", lambda *_, **__: iter([(store, 0, 2)]))
-    met = []
-    for attempt in range(2):
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
-        met.append(dist._met()[0])
-    met[0].set("group/address", "of a rank that was killed")
-    assert met[0].check(["group/address"]) and not met[1].check(["group/address"])
 
 
 def test_a_rank_that_computes_for_long_is_left_alone(ranks, clock):
