@@ -8,9 +8,11 @@ of DSA (1) and of DM (10); 30 updates of 5 networks of an evaluation. On all cor
 row says: such an epoch of two experts a core, and these networks of an evaluation; the field trains
 one after another on as many threads as there are cores, we in as many processes of one thread,
 which were started before, as for a whole store. The field's way is plain_loops.py, which passes the
-golden vectors, in a process that is set up as published programs are: by PyTorch's defaults, on
-CUDA with cuDNN's search for the fastest kernels. Ours keeps freed memory on a CPU and computes
-deterministically on CUDA (runtime.setup); "field, set up as ours" is the field's loop with that.
+golden vectors, with networks of torch's own layers, in a process that is set up as published
+programs are: by PyTorch's defaults, on CUDA with cuDNN's search for the fastest kernels. Ours keeps
+freed memory on a CPU and computes deterministically on CUDA (runtime.setup); "field, set up as
+ours" is the field's loop with that. MTT's default (backprop auto) keeps the graphs that fit into a
+share of the memory; "ours, replay" keeps one at a time.
 Each way has a process, and they take turns, on as many threads; a row has the median seconds of the
 processor and of the clock, the mean ratio with its 95 % interval (Student's t on its logarithm),
 and the peak memory of each way in one more process. A graph that does not fit into memory is not
@@ -56,6 +58,9 @@ from ddengine.learning import augment, training
 from ddengine.learning.flat import FlatModel, flatten
 from ddengine.learning.memory import PER_STEP, saved_bytes
 from ddengine.models import build_model
+from ddengine.models.convolution import Convolution
+from ddengine.models.instance_norm import InstanceNorm
+from ddengine.models.pooling import AveragePool
 from ddengine.objective import Env
 from ddengine.recipe import DataConfig, EvalConfig
 from ddengine.sets.synthetic import SyntheticSet
@@ -74,8 +79,11 @@ ALL_CORES = {"experts": "expert", "evaluations": "evaluation"}
 CELLS = ("expert", *MTT, "dsa_ipc1", "dm_ipc10", "evaluation", *ALL_CORES)
 EACH = 2  # experts of each core
 FIELD, LIKE_OURS = "field", "field, set up as ours"
-OURS, COMPILED = "ours", "ours compiled"
+OURS, REPLAY, COMPILED = "ours", "ours, replay", "ours compiled"
 FITS = 0.7  # of the memory that is available, which a step may be expected to take
+
+# layers of the engine's networks, and torch's, whose parameters they have
+OF_TORCH = {Convolution: nn.Conv2d, InstanceNorm: nn.GroupNorm, AveragePool: nn.AvgPool2d}
 
 Once = Callable[[int], Any]  # does the work of a cell for the n-th time
 
@@ -125,6 +133,13 @@ class World:
     def network(self, seed: int) -> nn.Module:
         """A new network."""
         return self.new_model(rng.generator(seed, "network")).to(self.device)
+
+    def plain_network(self, seed: int) -> nn.Module:
+        """The same of torch's own layers, which is the field's."""
+        network = self.network(seed)
+        for layer in network.modules():
+            layer.__class__ = OF_TORCH.get(type(layer), type(layer))
+        return network
 
     def new_model(self, stream: torch.Generator) -> nn.Module:
         """A network by the engine."""
@@ -190,7 +205,7 @@ def expert(world: World, settings: Settings) -> dict[str, Once]:
     step = config.step
 
     def field(number: int) -> None:
-        network, stream = world.network(number).train(), rng.generator(number, "order")
+        network, stream = world.plain_network(number).train(), rng.generator(number, "order")
         optimiser = torch.optim.SGD(network.parameters(), step.lr, step.momentum)
         plain_loops.train_epochs(
             network, images, labels, 1, optimiser,
@@ -304,7 +319,7 @@ def mtt(world: World, settings: Settings, ipc: int, steps: int) -> dict[str, Onc
     start, end = flatten(world.network(0)), flatten(world.network(1))
     experts = Expert(start, end)
     syn = world.syn(ipc, lr=config.lr)
-    network = world.network(0).requires_grad_(False)
+    network = world.plain_network(0).requires_grad_(False)
 
     def field(number: int) -> None:
         stream = rng.generator(0, "losses", number)
@@ -322,12 +337,14 @@ def mtt(world: World, settings: Settings, ipc: int, steps: int) -> dict[str, Onc
     ways: dict[str, Once] = {}
     if _graph_bytes(world, len(syn) * steps) < FITS * runtime.available_memory(world.device):
         ways[FIELD] = field
-    for name, compile in ((OURS, False), (COMPILED, True)):
+    replaying = replace(config, backprop="replay")
+    for name, of_way in ((OURS, config), (REPLAY, replaying), (COMPILED, config)):
+        compile = name == COMPILED
         if compile and not settings.compiled:
             continue
-        objective = config.build(world.env(world.real(1), experts, compile))
+        objective = of_way.build(world.env(world.real(1), experts, compile))
         memory = runtime.available_memory(world.device)
-        config.choose(objective, config.choices(objective, syn, memory))
+        of_way.choose(objective, of_way.choices(objective, syn, memory))
         ways[name] = partial(outer_step, objective, syn, world)
     return ways
 
@@ -345,7 +362,7 @@ def dsa(world: World, settings: Settings) -> dict[str, Once]:
 
     def field(number: int) -> None:
         syn.tensors["images"].grad = None
-        network = world.network(number).train()
+        network = world.plain_network(number).train()
         plain_loops.dsa_loss(network, *_by_class(world, real, syn, config, number)).backward()
         world.wait()
 
@@ -360,7 +377,7 @@ def dm(world: World, settings: Settings) -> dict[str, Once]:
 
     def field(number: int) -> None:
         syn.tensors["images"].grad = None
-        network = world.network(number).train().requires_grad_(False)
+        network = world.plain_network(number).train().requires_grad_(False)
         plain_loops.dm_loss(network.embed, *_by_class(world, real, syn, config, number)).backward()
         world.wait()
 
@@ -391,7 +408,7 @@ def evaluation(world: World, settings: Settings) -> dict[str, Once]:
 
     def field(number: int) -> None:
         for seed in seeds:
-            network, stream = world.network(seed).train(), rng.generator(seed, "order")
+            network, stream = world.plain_network(seed).train(), rng.generator(seed, "order")
             optimiser = torch.optim.SGD(
                 network.parameters(), 0.01, config.momentum, weight_decay=config.weight_decay
             )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ddengine.models.convnet import NORMS, OptionError
+from ddengine.models.convolution import Convolution
 
 
 def padded_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -87,10 +88,10 @@ def build_lenet(
     channels, height, width = padded_shape(image_shape)
     flat = 16 * _lenet_side(height) * _lenet_side(width)
     features = nn.Sequential(
-        nn.Conv2d(channels, 6, 5),
+        Convolution(channels, 6, 5),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5),
+        Convolution(6, 16, 5),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
@@ -115,17 +116,17 @@ def build_alexnet(
     _no_options("alexnet", options)
     channels, height, width = padded_shape(image_shape)
     features = nn.Sequential(
-        nn.Conv2d(channels, 128, 5, padding=2),
+        Convolution(channels, 128, 5, padding=2),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Conv2d(128, 192, 5, padding=2),
+        Convolution(128, 192, 5, padding=2),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Conv2d(192, 256, 3, padding=1),
+        Convolution(192, 256, 3, padding=1),
         nn.ReLU(),
-        nn.Conv2d(256, 192, 3, padding=1),
+        Convolution(256, 192, 3, padding=1),
         nn.ReLU(),
-        nn.Conv2d(192, 192, 3, padding=1),
+        Convolution(192, 192, 3, padding=1),
         nn.ReLU(),
         nn.MaxPool2d(2),
     )
@@ -152,6 +153,6 @@ def build_vgg11(
             continue
         normalise = NORMS[norm](size, 0, 0)
         assert normalise is not None
-        layers += [nn.Conv2d(channels, size, 3, padding=1), normalise, nn.ReLU()]
+        layers += [Convolution(channels, size, 3, padding=1), normalise, nn.ReLU()]
         channels = size
     return Classifier(nn.Sequential(*layers), 512 * (height // 32) * (width // 32), num_classes)

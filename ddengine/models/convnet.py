@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ddengine.models.convolution import Convolution
 from ddengine.models.instance_norm import InstanceNorm
 from ddengine.models.pooling import AveragePool
 from ddengine.system.runtime import check_memory
@@ -64,7 +65,7 @@ class ConvNet(nn.Module):
         for block, out in enumerate(widths):
             # one-channel 28x28 becomes 32x32 in the first convolution, as in the published code
             padding = 3 if block == 0 and image_shape == (1, 28, 28) else 1
-            layers.append(nn.Conv2d(channels, out, 3, padding=padding))
+            layers.append(Convolution(channels, out, 3, padding=padding))
             channels = out
             height += 2 * padding - 2
             width_px += 2 * padding - 2

@@ -116,10 +116,11 @@ def _second(
 
 def _sum(without: Tensor, *parts: tuple[Tensor, Tensor]) -> Tensor:
     """The sum of `without` (B, C) and of tensors (B, C, H, W), each times numbers (B, C)."""
-    total = without[..., None, None]
-    for number, tensor in parts:
+    (first, of_first), *rest = parts
+    total = of_first * first[..., None, None]
+    for number, tensor in rest:
         total = torch.addcmul(total, tensor, number[..., None, None])
-    return total
+    return total + without[..., None, None]  # last, because torch adds to full tensors faster
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int, int]:

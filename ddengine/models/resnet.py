@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ddengine.models.classic import Classifier, padded_shape
 from ddengine.models.convnet import NORMS, OptionError
+from ddengine.models.convolution import Convolution
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
@@ -36,16 +37,16 @@ class BasicBlock(nn.Module):
         pool = [nn.AvgPool2d(2)] if average and stride > 1 else []
         step = 1 if average else stride
         self.body = nn.Sequential(
-            nn.Conv2d(channels, out, 3, step, padding=1, bias=False),
+            Convolution(channels, out, 3, step, padding=1, bias=False),
             _norm(norm, out),
             nn.ReLU(),
             *pool,
-            nn.Conv2d(out, out, 3, padding=1, bias=False),
+            Convolution(out, out, 3, padding=1, bias=False),
             _norm(norm, out),
         )
         # made where it is not needed too: its weights are drawn, and what is drawn after them stays
         self.shortcut: nn.Module = nn.Sequential(
-            nn.Conv2d(channels, out, 1, step, bias=False), *pool, _norm(norm, out)
+            Convolution(channels, out, 1, step, bias=False), *pool, _norm(norm, out)
         )
         if stride == 1 and channels == out:
             self.shortcut = nn.Identity()
@@ -92,7 +93,7 @@ def build(
     channels, height, width = padded_shape(image_shape)
     first = round(64 * percent / 100)
     layers: list[nn.Module] = [
-        nn.Conv2d(channels, first, 3, padding=1, bias=False),
+        Convolution(channels, first, 3, padding=1, bias=False),
         _norm(norm, first),
         nn.ReLU(),
     ]
@@ -126,7 +127,7 @@ def build_ap10(
     longest = max(height, width)
     kernel, pool = (7, 4) if longest > 128 else (3, 2 if longest > 64 else 1)
     layers: list[nn.Module] = [
-        nn.Conv2d(channels, first, kernel, padding=kernel // 2, bias=False),
+        Convolution(channels, first, kernel, padding=kernel // 2, bias=False),
         _norm("in", first),
         nn.ReLU(),
         nn.AvgPool2d(pool),
