@@ -114,8 +114,10 @@ def _is_sought(ctx: Any) -> bool:
     if not ctx.needs_input_grad[0]:
         return False
     node, _ = ctx.next_functions[0]
-    is_of_leaf = hasattr(node, "variable")  # of which torch cannot tell; so it is where one traces
-    return is_of_leaf or torch._C._will_engine_execute_node(node)
+    # probe: a leaf, of which torch cannot tell; `forward` leaves one only where it is traced
+    if hasattr(node, "variable"):
+        return True
+    return torch._C._will_engine_execute_node(node)
 
 
 def _slopes(
