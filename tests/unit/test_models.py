@@ -8,6 +8,7 @@ from matching import close
 from torch import nn
 
 from ddengine.models import EXAMPLES, build_model
+from ddengine.models.convolution import Convolution
 from ddengine.models.instance_norm import InstanceNorm
 from ddengine.models.pooling import AveragePool
 from ddengine.system.compat import torchvision
@@ -170,7 +171,7 @@ def test_convnet_defaults_and_order_of_options():
 def test_convnet_block_order():
     """Convolution with bias, norm, activation, pooling."""
     block = list(new("convnet-d1-w8").features)
-    assert [type(m) for m in block] == [nn.Conv2d, InstanceNorm, nn.ReLU, AveragePool]
+    assert [type(m) for m in block] == [Convolution, InstanceNorm, nn.ReLU, AveragePool]
     assert (
         block[0].bias is not None and block[0].stride == (1, 1) and block[0].kernel_size == (3, 3)
     )
