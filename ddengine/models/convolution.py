@@ -23,7 +23,8 @@ from torch.nn.functional import fold
 
 TYPES = (torch.float32, torch.float64)
 FEW = 4  # channels
-Sides = tuple[int, ...]  # of height and width
+Sides = tuple[int, ...]  # one for height, one for width
+How = tuple[Sides, Sides, Sides]  # stride, padding, dilation
 Slopes = tuple[Tensor | None, Tensor | None, Tensor | None]  # in images, weights and biases
 
 
@@ -36,8 +37,9 @@ class Convolution(nn.Conv2d):
             return super().forward(images)
         if images.is_leaf and images.requires_grad:
             images = images.view_as(images)  # so that `_is_sought` has a node to ask for
+        how = (self.stride, self.padding, self.dilation)
         made: Tensor = _Convolved.apply(  # type: ignore[no-untyped-call]
-            images, self.weight, self.bias, self.stride, self.padding, self.dilation
+            images, self.weight, self.bias, how
         )
         return made
 
@@ -56,15 +58,13 @@ class _Convolved(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        x: Tensor, w: Tensor, b: Tensor | None, stride: Sides, padding: Sides, dilation: Sides
-    ) -> Tensor:
-        return torch.conv2d(x, w, b, stride, padding, dilation)
+    def forward(x: Tensor, w: Tensor, b: Tensor | None, how: How) -> Tensor:
+        return torch.conv2d(x, w, b, *how)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """What the first derivatives need is kept."""
-        x, w, _, *ctx.how = inputs
+        x, w, _, ctx.how = inputs
         ctx.save_for_backward(x, w)
 
     @staticmethod
@@ -72,9 +72,9 @@ class _Convolved(torch.autograd.Function):
         x, w = ctx.saved_tensors
         wanted = (_is_sought(ctx), *ctx.needs_input_grad[1:3])
         slopes: Slopes = _Slopes.apply(  # type: ignore[no-untyped-call]
-            grads[0], x, w, wanted, *ctx.how
+            grads[0], x, w, wanted, ctx.how
         )
-        return *slopes, None, None, None
+        return *slopes, None
 
 
 class _Slopes(torch.autograd.Function):
@@ -83,13 +83,13 @@ class _Slopes(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(g: Tensor, x: Tensor, w: Tensor, wanted: tuple[bool, ...], *how: Sides) -> Slopes:
+    def forward(g: Tensor, x: Tensor, w: Tensor, wanted: tuple[bool, ...], how: How) -> Slopes:
         return _slopes(g, x, w, wanted, how)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """What the second derivatives need is kept."""
-        *tensors, _, ctx.stride, ctx.padding, ctx.dilation = inputs
+        *tensors, _, ctx.how = inputs
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)  # what nothing flows back into costs nothing
 
@@ -98,12 +98,11 @@ class _Slopes(torch.autograd.Function):
         ctx: Any, u: Tensor | None, v: Tensor | None, v_b: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         g, x, w = ctx.saved_tensors
-        how = (ctx.stride, ctx.padding, ctx.dilation)
         for_g, for_x, for_w = ctx.needs_input_grad[:3]
-        by_g = _in_g(u, v, v_b, g, x, w, how) if for_g else None
+        by_g = _in_g(u, v, v_b, g, x, w, ctx.how) if for_g else None
         wanted = (for_x and v is not None, for_w and u is not None, False)
-        by_x, by_w, _ = _slopes(g, x if u is None else u, w if v is None else v, wanted, how)
-        return by_g, by_x, by_w, *[None] * 4
+        by_x, by_w, _ = _slopes(g, x if u is None else u, w if v is None else v, wanted, ctx.how)
+        return by_g, by_x, by_w, None, None
 
 
 def _is_sought(ctx: Any) -> bool:
@@ -120,9 +119,7 @@ def _is_sought(ctx: Any) -> bool:
     return torch._C._will_engine_execute_node(node)
 
 
-def _slopes(
-    g: Tensor, x: Tensor, w: Tensor, wanted: tuple[bool, ...], how: tuple[Sides, ...]
-) -> Slopes:
+def _slopes(g: Tensor, x: Tensor, w: Tensor, wanted: tuple[bool, ...], how: How) -> Slopes:
     """back(g, w), corr(g, x) and sum(g), where they are wanted."""
     for_x, for_w, for_b = wanted
     folds = for_x and g.device.type == "cpu" and x.shape[1] <= FEW
@@ -134,14 +131,13 @@ def _slopes(
         )
     by_x, by_w, by_b = made
     if folds:
-        by_x = _folded(g, w, x.shape[2:], *how)
+        by_x = _folded(g, w, x.shape[2:], how)
     return by_x if for_x else None, by_w if for_w else None, by_b if for_b else None
 
 
-def _folded(
-    g: Tensor, w: Tensor, size: Sides, stride: Sides, padding: Sides, dilation: Sides
-) -> Tensor:
+def _folded(g: Tensor, w: Tensor, size: Sides, how: How) -> Tensor:
     """back(g, w) to images of a size."""
+    stride, padding, dilation = how
     spread = w.flatten(1).T.expand(len(g), -1, -1)  # `@` might copy the gradients instead
     columns = torch.bmm(spread, g.flatten(2))
     return fold(columns, size, w.shape[2:], dilation, padding, stride)
@@ -154,7 +150,7 @@ def _in_g(
     g: Tensor,
     x: Tensor,
     w: Tensor,
-    how: tuple[Sides, ...],
+    how: How,
 ) -> Tensor | None:
     """The sum u * w + x * v + v_b, of what flows back at all."""
     if u is not None and v is not None:
