@@ -476,16 +476,25 @@ def held(settings: Settings) -> dict[str, dict[str, Any]]:
     return {row["cell"]: row for row in content["rows"]} if same else {}
 
 
+def is_finished(row: dict[str, Any] | None, cell: Cell) -> bool:
+    """Whether a row of the JSON has a figure of this cell, as it is now."""
+    if row is None or row["ours"] is None:
+        return False
+    return (row["recipe"], row["sets"], row["networks"]) == (cell.recipe, cell.sets, cell.networks)
+
+
 def write(settings: Settings, failed: dict[str, str]) -> None:
     """The rows of all cells that were begun here, or before elsewhere, in the order of the list."""
     known = [_rehearsed(cell) if settings.rehearse else cell for cell in [*CELLS, *MORE]]
     before = held(settings)
     rows = []
     for cell in known:
+        row = before.get(cell.name)
         if (folder_of(cell, settings) / MARK).is_file():
-            rows.append(row_of(cell, settings) | {"failed": failed.get(cell.name)})
-        elif cell.name in before:
-            rows.append(before[cell.name])
+            here = row_of(cell, settings) | {"failed": failed.get(cell.name)}
+            row = here if here["ours"] or not is_finished(row, cell) else row
+        if row is not None:
+            rows.append(row)
     files.make_folder(settings.results)
     content = {
         "command": "python benchmarks/cells.py",
@@ -514,7 +523,12 @@ def main(settings: Settings) -> int:
     failed: dict[str, str] = {}
     code = 0
     before = held(settings)
-    left = [cell for cell in chosen(settings) if not before.get(cell.name, {}).get("ours")]
+    left = []
+    for cell in chosen(settings):
+        if is_finished(before.get(cell.name), cell):
+            print(f"{cell.name}: the results have it", flush=True)
+        else:
+            left.append(cell)
     for cell, hours in shares(left, session):
         print(f"{cell.name}: {session.left / 60:.1f} minutes are left", flush=True)
         try:

@@ -323,7 +323,8 @@ def run(place: Place, part: str | None, jobs: int, where: Mapping[str, str]) -> 
     if not cells:
         parts = [f"{method}-{budget}" for budget in BUDGETS for method in METHODS]
         sys.exit(f"no part {part!r}; parts are {', '.join(parts)}")
-    left = [cell for cell in cells if cell not in held(place)]
+    before = held(place)
+    left = [cell for cell in cells if cell not in before]
     rows = [cell.row(tiny=place.tiny) for cell in left]
     follow = [row for cell, row in zip(left, rows, strict=True) if cell.method == "mtt"]
     table.run_rows(place.runs, rows, follow[:1], jobs, dict(where), partial(write, place))

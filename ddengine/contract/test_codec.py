@@ -1,6 +1,7 @@
 """What every codec must hold, whatever images it stores."""
 
 import itertools
+import math
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ PREPROCESS = Preprocess(mean=torch.full((3,), 0.5), std=torch.tensor([0.25, 0.3,
 SHAPE = (3, 8, 8)
 CLASSES = 2
 BUDGET = 6  # images per class
+ROUNDING = 0.02  # of images that are stored as bytes
 
 
 def shipped_decode(codec: Codec, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -89,6 +91,25 @@ def test_it_keeps_the_images_that_it_says_it_keeps(codec_name: str) -> None:
             f"keeps_pixels says that images are shipped as bytes, and ship() gives "
             f"{shipped['images'].dtype}."
         )
+
+
+def test_a_codec_is_told_from_what_a_method_gains_by_it(codec_name: str) -> None:
+    """Real images in the codec stand beside a set, unless it keeps images as they are.
+
+    Whoever evaluates asks for that by `approximates`, or sees more examples than stored items.
+    """
+    num_bytes = 4 * math.prod(SHAPE) * CLASSES * BUDGET
+    codec, items = CODECS[codec_name]().small().within(num_bytes, SHAPE, CLASSES)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(CLASSES * items * codec.per_item, *SHAPE, generator=generator)
+    examples = everything(codec, codec.pack(images, CLASSES, PREPROCESS))
+    if len(examples) > CLASSES * items or codec.approximates:
+        return
+    assert torch.allclose(examples, images, atol=ROUNDING), (
+        f"A set of {num_bytes} bytes has an example for each stored item, which is not the image "
+        "that was packed, and the codec does not say that it approximates: say so, or random "
+        "images in it would be missing beside its sets."
+    )
 
 
 def test_items_are_apart_where_it_says_so(codec_name: str) -> None:

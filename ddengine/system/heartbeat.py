@@ -12,28 +12,20 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from ddengine.system import log
+from ddengine.system import log, meeting
 
 LOST = 75  # the exit code where other ranks are gone: EX_TEMPFAIL, the same command continues
 BEATS = 10  # that a rank misses before it counts as silent
 LONGEST_INTERVAL = 2.0  # seconds between two beats of up to RANKS ranks; of more in proportion
 RANKS = 64
 MEETING = 600.0  # seconds in which all ranks must have begun to beat, or the timeout where longer
-LOOK_EVERY = 0.05  # seconds between two looks whether they have
+LOOK_EVERY = 0.05  # seconds between two looks whether others have ended
 GRACE = 10.0  # seconds in which the main thread may say better what has happened
 ENDED = "ended "  # what a rank says last, with its exit code
 
 
-class Store(Protocol):
+class Store(meeting.Store, Protocol):
     """What ranks write into and read, of torch.distributed."""
-
-    def set(self, key: str, value: str) -> None:
-        """Write a value."""
-        ...
-
-    def check(self, keys: list[str]) -> bool:
-        """Whether all these keys have values."""
-        ...
 
     def multi_get(self, keys: list[str]) -> list[bytes]:
         """The values of keys."""
@@ -72,12 +64,9 @@ class Heartbeat:
     def _await_others(self) -> None:
         """Wait until the others beat, too: on a busy machine one may import for minutes longer."""
         keys = list(map(self._key, self._others))
-        seconds = max(MEETING, self.timeout)
-        deadline = time.monotonic() + seconds
-        while keys and not self._store.check(keys):
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"not all have begun within {log.duration(seconds)}")
-            time.sleep(LOOK_EVERY)
+        for _ in meeting.looks(max(MEETING, self.timeout)):
+            if not keys or self._store.check(keys):
+                return
 
     def end(self, code: int) -> None:
         """Say that this rank ends, and with which code."""

@@ -7,6 +7,7 @@ it has seen. A rank whose word is not in the list has read what was left, and lo
 """
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -38,35 +39,41 @@ def agreed_name(store: Store, rank: int, ranks: int, seconds: float) -> str:
 
     Raises RuntimeError where they are not within so many seconds.
     """
-    looks = _looks(seconds)
     if rank == 0:
-        return _made_up(store, ranks, looks)
+        return _made_up(store, ranks, seconds)
+    at = place()
     word = secrets.token_hex(8)
     answered = ""
-    for _ in looks:
-        name = _read(store, "meeting/name")
+    for _ in looks(seconds):
+        name = _read(store, f"{at}/name")
         if name and name != answered:
-            store.set(f"meeting/answer/{rank}", f"{name} {word}")
+            store.set(f"{at}/answer/{rank}", f"{name} {word}")
             answered = name
-        words = json.loads(_read(store, f"meeting/{name}/words") or "{}")
+        words = json.loads(_read(store, f"{at}/{name}/words") or "{}")
         if words.get(str(rank)) == word:
             return name
-    raise AssertionError("looks end with an error")
+    raise AssertionError("the last look has raised an error")
 
 
-def _made_up(store: Store, ranks: int, looks: Iterator[None]) -> str:
+def place() -> str:
+    """Where the ranks of a job meet in a store, which several of torchrun may share."""
+    return f"ddengine/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/meeting"
+
+
+def _made_up(store: Store, ranks: int, seconds: float) -> str:
     """The first rank's part."""
     name = secrets.token_hex(8)
-    store.set("meeting/name", name)
+    at = place()
+    store.set(f"{at}/name", name)
     words: dict[int, str] = {}
-    for _ in looks:
+    for _ in looks(seconds):
         for other in range(1, ranks):
-            answered, _, word = _read(store, f"meeting/answer/{other}").partition(" ")
+            answered, _, word = _read(store, f"{at}/answer/{other}").partition(" ")
             if answered == name:
                 words[other] = word
         if len(words) == ranks - 1:
             break
-    store.set(f"meeting/{name}/words", json.dumps(words))
+    store.set(f"{at}/{name}/words", json.dumps(words))
     return name
 
 
@@ -75,7 +82,7 @@ def _read(store: Store, key: str) -> str:
     return store.get(key).decode() if store.check([key]) else ""
 
 
-def _looks(seconds: float) -> Iterator[None]:
+def looks(seconds: float) -> Iterator[None]:
     """Looks at the store, one after another; RuntimeError where there are no more."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ddengine.learning.inner import Compiled, inner_gradient
 from ddengine.models import convolution
@@ -18,8 +19,8 @@ LAYERS = {
 LEFT_OVER = (6, 5)  # of which strides leave rows and columns over
 
 
-def drawn(*shape, dtype=F64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)), dtype=dtype)
+def drawn(*shape, dtype=F64, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def layers(channels, out, dtype=F64, **how):
@@ -42,13 +43,13 @@ def given_of(layer, images):
     return value, leaves
 
 
-@pytest.mark.parametrize("channels", [2, 5], ids=["folded", "torch's way back"])
+@pytest.mark.parametrize("folds", [True, False], ids=["folded", "torch's way back"])
 @pytest.mark.parametrize("how", LAYERS.values(), ids=LAYERS)
-def test_values_and_derivatives_of_three_orders(how, channels):
+def test_values_and_derivatives_of_three_orders(how, folds, monkeypatch):
     """In images, weights and biases."""
-    assert (channels <= convolution.FEW) == (channels == 2)
-    ours, torchs = layers(channels, 3, **how)
-    value, given = given_of(ours, drawn(2, channels, *LEFT_OVER))
+    monkeypatch.setattr(convolution, "_folds", lambda g, w: folds)
+    ours, torchs = layers(2, 3, **how)
+    value, given = given_of(ours, drawn(2, 2, *LEFT_OVER, seed=1))
 
     def slope(*given):
         return torch.autograd.grad(value(*given).pow(3).sum(), given, create_graph=True)
@@ -77,7 +78,7 @@ def test_gradients_of_gradients_in_some_of_all(first, sought):
 def test_gradients_apart_for_several_networks_and_images():
     """As objectives take them: of one network for several batches, and of several networks."""
     ours, torchs = layers(2, 3)
-    batches, weights = drawn(3, 2, 2, 4, 4), drawn(3, 3, 2, 3, 3)
+    batches, weights = drawn(3, 2, 2, 4, 4), drawn(3, 3, 2, 3, 3, seed=1)
 
     def slope(layer):
         def loss(weight, images):
@@ -99,40 +100,72 @@ def test_gradients_apart_for_several_networks_and_images():
 def test_second_order_in_one_graph():
     """As the compiled inner gradient traces it."""
     ours, _ = layers(2, 3)
-    theta, x = drawn(54).requires_grad_(), drawn(3, 2, 4, 4).requires_grad_()
+    theta, x = drawn(54).requires_grad_(), drawn(3, 2, 4, 4, seed=1).requires_grad_()
 
     def loss(theta, x):
         by_name = {"weight": theta.view(3, 2, 3, 3)}
         return torch.func.functional_call(ours, by_name, x).pow(3).sum()
 
-    compiled = Compiled(loss, compiler=lambda graph: graph).pullback(theta, x, r=drawn(54))
-    eager = inner_gradient(loss).pullback(theta, x, r=drawn(54))
+    compiled = Compiled(loss, compiler=lambda graph: graph).pullback(theta, x, r=drawn(54, seed=2))
+    eager = inner_gradient(loss).pullback(theta, x, r=drawn(54, seed=2))
     assert torch.allclose(compiled.curvature, eager.curvature)
     assert torch.allclose(compiled.batch[0], eager.batch[0])
 
 
-@pytest.mark.parametrize("hidden", [False, True], ids=["images", "of a layer before"])
-def test_images_whose_gradient_nobody_seeks_cost_nothing(monkeypatch, hidden):
-    """Though they have one, as in the first layer where weights alone are sought."""
-    asked = []
+@pytest.fixture
+def asked(monkeypatch):
+    """Which of the gradients in images, weights and biases were computed, call by call."""
+    calls = []
 
     def slopes(g, x, w, wanted, how, of=convolution._slopes):
-        asked.append(wanted)
+        calls.append(wanted)
         return of(g, x, w, wanted, how)
 
     monkeypatch.setattr(convolution, "_slopes", slopes)
+    return calls
+
+
+def test_gradients_that_nobody_seeks_are_not_computed(asked):
+    """Though images and weights have them, as leaves and as what comes from others."""
+    ours, _ = layers(2, 3)
+    for is_leaf in (True, False):
+        leaves = [drawn(2, 2, 4, 4), *(p.detach().clone() for p in ours.parameters())]
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        seen, weight, bias = leaves if is_leaf else [leaf * 2 for leaf in leaves]
+        made = torch.func.functional_call(ours, {"weight": weight, "bias": bias}, seen)
+        for sought in ((0,), (1,), (2,), (0, 1), (0, 1, 2)):
+            asked.clear()
+            torch.autograd.grad(
+                made.pow(2).sum(), [leaves[place] for place in sought], retain_graph=True
+            )
+            assert asked == [tuple(place in sought for place in range(3))]
+        asked.clear()
+        made.pow(2).sum().backward()
+        assert asked == [(True, True, True)]
+        assert all(leaf.grad.abs().sum() > 0 for leaf in leaves)
+
+
+def test_second_gradients_that_nobody_seeks_are_not_computed(asked):
+    """Of a step whose gradient in the weights is pulled back to the images alone."""
     ours, _ = layers(2, 3)
     images = drawn(2, 2, 4, 4).requires_grad_()
-    before = drawn(1).requires_grad_()
-    seen = images * before if hidden else images
-    leaves = (images, before) if hidden else (images,)
-    torch.autograd.grad(ours(seen).pow(2).sum(), [*ours.parameters()])
+    weights = [*ours.parameters()]
+    slopes = torch.autograd.grad(ours(images).pow(2).sum(), weights, create_graph=True)
     assert asked == [(False, True, True)]
-    for leaf in leaves:
-        (slope,) = torch.autograd.grad(ours(seen).pow(2).sum(), leaf, retain_graph=True)
-        assert asked.pop()[0] and slope.abs().sum() > 0
-    ours(seen).pow(2).sum().backward()
-    assert asked.pop()[0] and images.grad.abs().sum() > 0
+    asked.clear()
+    torch.autograd.grad(sum(slope.sum() for slope in slopes), images)
+    # back(g, v), and through the layer itself
+    assert asked == [(True, False, False), (True, False, False)]
+
+
+def test_only_columns_that_are_small_are_folded_and_never_for_a_compiler():
+    few, many = drawn(27, 3, 3, 3), drawn(26, 3, 3, 3)
+    assert convolution._folds(drawn(1), few) and not convolution._folds(drawn(1), many)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not convolution._folds(drawn(1), few)
+    seen = []
+    make_fx(lambda g: seen.append(convolution._folds(g, few)) or g)(drawn(1))
+    assert seen == [False]
 
 
 def test_what_it_is_not_for_is_left_to_torch(monkeypatch):

@@ -112,6 +112,19 @@ def test_cells_that_the_file_holds_are_kept_on_another_machine(tmp_path, command
     assert rows_in(there)["herding_dc_ipc1"] == before
 
 
+def test_a_finished_cell_stays_where_it_was_only_begun(tmp_path, commands):
+    """As where another machine has finished it since, and its results came here."""
+    _, said = commands
+    asked = settings(tmp_path, "dsa/cifar10_ipc1")
+    said["distill"] = [common.UNFINISHED]
+    assert cells.main(asked) == common.UNFINISHED
+    assert cells.main(replace(asked, runs=tmp_path / "elsewhere")) == 0
+    finished = rows_in(asked)["dsa/cifar10_ipc1"]
+    assert finished["ours"] is not None
+    assert cells.main(replace(asked, cells=("dc/cifar10_ipc1",))) == 0
+    assert rows_in(asked)["dsa/cifar10_ipc1"] == finished
+
+
 def test_a_cell_that_fails_is_said_and_others_run(tmp_path, commands, capsys):
     _, said = commands
     said["distill"] = [1]

@@ -36,14 +36,27 @@ def test_ranks_agree_on_a_name_of_their_attempt(store, order):
 def test_a_rank_that_reads_what_was_left_waits_for_the_others(store):
     """Names and lists of an attempt whose ranks were killed are no answer to its word."""
     (left, _) = names(store, 2)
+    answer = f"{meeting.place()}/answer/1"
+    before = store.get(answer)
     with ThreadPoolExecutor(1) as pool:
         early = pool.submit(meeting.agreed_name, store, 1, 2, 30.0)
-        while not store.get("meeting/answer/1").decode().startswith(left):
+        while store.get(answer) == before:
             pass
+        assert store.get(answer).decode().startswith(left)
         with pytest.raises(TimeoutError):
             early.result(timeout=0.2)
         name = meeting.agreed_name(store, 0, 2, 30.0)
         assert early.result() == name != left
+
+
+def test_jobs_that_share_a_store_do_not_meet(store, monkeypatch):
+    """As two of torchrun do that name one endpoint."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    (one, _) = names(store, 2)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "other")
+    with pytest.raises(RuntimeError):
+        meeting.agreed_name(store, 1, 2, 0.05)
+    assert not store.check([f"{meeting.place()}/name"]) and one
 
 
 def test_ranks_that_do_not_come_are_not_waited_for_for_ever(store):

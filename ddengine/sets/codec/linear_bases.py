@@ -61,6 +61,11 @@ class LinearBases(Codec):
         return math.ceil(self.rows / self.items)
 
     @property
+    def approximates(self) -> bool:
+        """Few bases make up no image exactly."""
+        return True
+
+    @property
     def of_all_classes(self) -> str:
         """The bases."""
         return "bases"
