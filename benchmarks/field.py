@@ -18,8 +18,8 @@ processor and of the clock, the mean ratio with its 95 % interval (Student's t o
 and the peak memory of each way in one more process. A graph that does not fit into memory is not
 tried, and the row says what it would take. The floor is what the operations of convolutions and
 matrix products take at the fastest speed of these here, measured in the same run. Ratios are of the
-clock on CUDA and on all cores, else of the processor. The file is written after every cell, and the
-same command goes on after the last that it holds.
+clock on CUDA and on all cores, else of the processor. JSON and table are written after every cell,
+and the same command goes on after the last that they hold.
 """
 
 import atexit
@@ -602,6 +602,35 @@ def said(row: dict[str, Any]) -> str:
     return line
 
 
+COLUMNS = ("cell", "way", "processor s", "clock s", "peak GB", "times as fast (95 % interval)",
+           "floor s")  # fmt: skip
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *map(_cells_of, rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cells_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """A line of the table."""
+    if "not_tried" in row:
+        needed = f"up to {row['needs_bytes'] / 1e9:.1f}"
+        return (row["cell"], row["way"], "not tried", "", needed, "", "")
+    cell, memory, faster, floor = row["cell"], "", "", ""
+    if row["peak_bytes"] is None:
+        cell += f", {row['cores']} cores"
+    else:
+        memory = f"{row['peak_bytes'] / 1e9:.2f}"
+    if row["way"] == FIELD:
+        floor = f"{row['floor_s']:.2f}"
+    elif "faster" in row:
+        low, high = row["faster_interval"] or (math.nan, math.nan)
+        faster = f"{row['faster']:.2f} ({low:.2f} to {high:.2f})"
+    seconds = (f"{row['processor_s']:.2f}", f"{row['clock_s']:.2f}")
+    return (cell, row["way"], *seconds, memory, faster, floor)
+
+
 def asked_of(settings: Settings) -> dict[str, Any]:
     """The settings that decide a row, and the cells."""
     return {name: value for name, value in asdict(settings).items() if name != "out"}
@@ -633,6 +662,7 @@ def main(settings: Settings) -> None:
         of_cell = measured(cell, settings)
         rows += of_cell
         common.write(settings.name, device, asked_of(settings), rows, settings.out)
+        files.write_text(settings.out / f"{settings.name}-{device.type}.md", markdown(rows))
         for row in of_cell:
             print(said(row), flush=True)
 

@@ -16,10 +16,9 @@ from typing import Any
 
 from buffers.barlow import BarlowTwins
 from buffers.curriculum import EasyFirst
-from buffers.filling import Making
+from buffers.filling import Making, network_maker
 from buffers.flat_step import Gsam
 from buffers.mixed import MixedSgd
-from buffers.open import network_maker
 from buffers.smooth import Smooth
 from buffers.steps import Sgd
 from ddengine.data import Data, Preprocess

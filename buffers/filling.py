@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,18 @@ from ddengine.experts import OwnTraining
 from ddengine.learning import training
 from ddengine.learning.flat import flatten, flatten_buffers
 from ddengine.learning.last_batch import check_last_batch
+from ddengine.models import build_model
 from ddengine.recipe import BufferConfig, DataConfig, require
 from ddengine.system import log, runtime
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
+
+
+def network_maker(config: BufferConfig, model: str, data: Data) -> Callable[[Generator], nn.Module]:
+    """What builds the experts of this name for images."""
+    if isinstance(config.step, OwnTraining):
+        return partial(config.step.new_model, data)
+    return partial(build_model, model, data.image_shape, data.num_classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +109,11 @@ class Making:
         return missing
 
     @property
+    def is_there(self) -> bool:
+        """Whether there is a store."""
+        return (self.folder / store.MANIFEST).is_file()
+
+    @property
     def lacking(self) -> int:
         """How many experts are still to be trained, whether or not there is a store."""
         return max(0, self.config.num_experts - len(store.finished(self.folder)))
@@ -107,7 +121,7 @@ class Making:
     @property
     def threads(self) -> int | None:
         """On which each expert is trained, as the store says; None: on those that there are."""
-        if self.data.train.device.type != "cpu":
+        if self.data.train.device.type != "cpu" or not self.is_there:
             return None
         return store.threads_of(self.folder)
 

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from buffers import experts
-from buffers.filling import Making
-from buffers.open import Place, SetTeachers, Stores, network_maker
+from buffers.open import Place, SetTeachers, Stores
 from buffers.store import MANIFEST, ExpertStore, StoreGroup
 from ddengine import experts as of_experts
 from ddengine.api.checks import check_recipe, check_run
@@ -86,7 +85,7 @@ def generate(
         with _claimed(places):
             if restart:
                 _delete(places)
-            experts.generate_all([_making(place, stores, config, loaded) for place in places])
+            experts.generate_all(stores.makings(loaded))
             for place in places:
                 _say(place, ExpertStore(place.folder), config, stores.several)
         opened = stores.open(loaded)
@@ -104,20 +103,6 @@ def _claimed(places: Sequence[Place]) -> Iterator[None]:
         for folder in sorted({place.folder for place in places}):
             all_claims.enter_context(claims.claimed(folder, "buffer"))
         yield
-
-
-def _making(place: Place, stores: Stores, config: BufferConfig, data: Data) -> Making:
-    """A store that is to be filled."""
-    return Making(
-        data=data,
-        data_config=stores.data,
-        config=config,
-        model=place.model,
-        new_model=network_maker(config, place.model, data),
-        folder=place.folder,
-        precision=stores.precision,
-        is_named=True,
-    )
 
 
 def _delete(places: Sequence[Place]) -> None:

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, nn
+from torch import nn
 
-from buffers import store
+from buffers import pace, store
+from buffers.filling import Making, network_maker
 from buffers.store import ExpertStore, StoreGroup
 from buffers.train import train_expert
 from ddengine import contents
 from ddengine.artefact.runs import EXPERTS
 from ddengine.artefact.target_network import target_network
 from ddengine.data import Data, Preprocess
-from ddengine.experts import ExpertSource, OwnTraining, TeacherSource
+from ddengine.experts import AtOnce, ExpertSource, TeacherSource
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, is_family
 from ddengine.prepare import buffer_models
@@ -34,13 +35,6 @@ class Place:
     model: str
     folder: Path
     identity: dict[str, Any]
-
-
-def network_maker(config: BufferConfig, model: str, data: Data) -> Callable[[Generator], nn.Module]:
-    """What builds the experts of this name for images."""
-    if isinstance(config.step, OwnTraining):
-        return partial(config.step.new_model, data)
-    return partial(build_model, model, data.image_shape, data.num_classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +129,30 @@ class Stores(ExpertSource):
             done = len(store.finished(place.folder))
             missing[place.model] = max(0, self.buffer.num_experts - done)
         return missing
+
+    def makings(self, data: Data) -> list[Making]:
+        """The stores, to be filled."""
+        if self.buffer is None:
+            return []
+        makings = []
+        for place in self.places(data.train.digest):
+            makings.append(
+                Making(
+                    data=data,
+                    data_config=self.data,
+                    config=self.buffer,
+                    model=place.model,
+                    new_model=network_maker(self.buffer, place.model, data),
+                    folder=place.folder,
+                    precision=self.precision,
+                    is_named=True,
+                )
+            )
+        return makings
+
+    def at_once(self, data: Data) -> AtOnce:
+        """How many experts that are missing would be trained at a time here."""
+        return pace.at_once(self.makings(data))
 
     def open(self, data: Data) -> ExpertStore | StoreGroup | None:
         """The stores; None for a recipe without experts.

@@ -10,7 +10,7 @@ from buffers.beside import Task
 from buffers.filling import Making
 from buffers.train import seconds_of_batches
 from ddengine.evaluation.pace import HELD, PROCESS_BYTES, TOLD, WORTH
-from ddengine.experts import OwnTraining
+from ddengine.experts import AtOnce, OwnTraining
 from ddengine.learning.memory import saved_bytes
 from ddengine.system import dist, runtime
 from ddengine.system.rng import generator
@@ -34,38 +34,56 @@ def threads_for(makings: Sequence[Making]) -> int | None:
     return allowed // max(1, min(at_a_time, _in_memory(makings)))
 
 
-def processes_for(makings: Sequence[Making], tasks: Sequence[Task]) -> int:
+def processes_for(
+    makings: Sequence[Making], tasks: Sequence[Task], of_new: int | None = None
+) -> int:
     """How many processes train experts, one at a time each; 1: this one alone.
 
-    Stores of before do not say on how many threads their experts are trained, and get all.
+    Stores of before do not say on how many threads their experts are trained, and get all. Those of
+    stores that are not there yet are trained on `of_new`.
     """
     if len(tasks) < 2 or dist.num_ranks() > 1 or not beside.can_go(makings):
         return 1
-    threads = [makings[number].threads for number, _ in tasks]
-    told = [of_expert for of_expert in threads if of_expert is not None]
-    if len(told) < len(threads):
+    threads = [making.threads if making.is_there else of_new for making in makings]
+    told = [of_expert for number, _ in tasks if (of_expert := threads[number]) is not None]
+    if len(told) < len(tasks):
         return 1
     processes = min(len(tasks), torch.get_num_threads() // max(told))
-    if processes < 2 or not _is_worth_it(makings, tasks):
+    if processes < 2 or not _is_worth_it(makings, tasks, threads):
         return 1
     return max(1, min(processes, _in_memory(makings)))
 
 
-def _is_worth_it(makings: Sequence[Making], tasks: Sequence[Task]) -> bool:
+def at_once(makings: Sequence[Making]) -> AtOnce:
+    """How the experts that stores lack would be trained by this process, which opens none."""
+    tasks = []
+    for number, making in enumerate(makings):
+        tasks += [(number, expert) for expert in range(making.lacking)]
+    if not tasks:
+        return AtOnce()
+    of_new = threads_for(makings)
+    first, _ = tasks[0]
+    threads = makings[first].threads if makings[first].is_there else of_new
+    return AtOnce(processes_for(makings, tasks, of_new), threads)
+
+
+def _is_worth_it(
+    makings: Sequence[Making], tasks: Sequence[Task], threads: Sequence[int | None]
+) -> bool:
     """Whether experts take so long, one after another, that processes are worth their start."""
     seconds = 0.0
     for number, making in enumerate(makings):
         experts = sum(of == number for of, _ in tasks)
         if experts and seconds < WORTH:
-            seconds += experts * _seconds_of(making)
+            seconds += experts * _seconds_of(making, threads[number])
     return seconds >= WORTH
 
 
-def _seconds_of(making: Making) -> float:
-    """What an expert takes on its threads, roughly; it is not trained."""
+def _seconds_of(making: Making, threads: int | None) -> float:
+    """What an expert takes on so many threads, roughly; it is not trained."""
     config, train = making.config, making.data.train
     network = making.new_model(generator(config.seed, "shapes"))
-    with runtime.on_threads(making.threads or torch.get_num_threads()):
+    with runtime.on_threads(threads or torch.get_num_threads()):
         of_batch = seconds_of_batches(network, making.data, config, making.precision)
     return of_batch * math.ceil(len(train) / config.batch) * config.epochs
 

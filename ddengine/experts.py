@@ -6,6 +6,7 @@ what it can. Opened experts without a store need not: they are `types.Experts`, 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -133,6 +134,14 @@ class ExpertMaker(TeacherSource):
         """
 
 
+@dataclass(frozen=True)
+class AtOnce:
+    """How many experts that are missing are trained at a time, and each on how many threads."""
+
+    experts: int = 1
+    threads: int | None = None  # None: on those that there are
+
+
 class ExpertSource(TeacherSource):
     """Where the experts of a recipe lie; they are opened when they are needed.
 
@@ -171,6 +180,10 @@ class ExpertSource(TeacherSource):
     def missing(self, images: str) -> dict[str, int]:
         """How many experts the store of each network lacks."""
         return {}
+
+    def at_once(self, data: Data) -> AtOnce:
+        """How many experts that are missing would be trained at a time here."""
+        return AtOnce()
 
     def teachers(
         self, meta: Meta, data: Data, device: torch.device, *, dynamic: bool

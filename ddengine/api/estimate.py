@@ -167,6 +167,7 @@ def _job(
         load=partial(source.load, stored=origin.preprocess),
         open_store=origin.open,
         train_expert=origin.trainer,
+        at_once=origin.at_once,
         protocol_of=_protocol_of,
         parsing=machine.parsing,
     )

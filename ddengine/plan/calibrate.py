@@ -7,7 +7,7 @@ what trains; so there is no second account of an evaluation that could differ fr
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from ddengine.data import Data
 from ddengine.evaluation.evaluate import evaluate
 from ddengine.evaluation.pace import FULL_SECONDS, WORTH
 from ddengine.evaluation.train import validate_on_each
-from ddengine.experts import OwnTraining
+from ddengine.experts import AtOnce, OwnTraining
 from ddengine.learning.flat import flatten, flatten_buffers
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model
@@ -74,17 +74,20 @@ def buffer(began: float, job: Job, folder: Path, missing: dict[str, int]) -> dic
     assert config is not None
     once = total_bytes(data.train.preprocess.tensors()) + MANIFEST
     kept = len(config.kept_epochs())
+    at_once = AtOnce() if job.at_once is None else job.at_once(data)
     disk = 0
+    of_experts: list[float] = []  # seconds of each
     most = 0  # bytes of an expert's snapshots
     slowest = 0.0
     for number, model in enumerate(prepare.buffer_models(job.recipe)):
-        trained = _a_little_trained(job, model, data, config)
+        with runtime.on_threads(at_once.threads or torch.get_num_threads()):
+            trained = _a_little_trained(job, model, data, config)
         trained.write(folder / f"{number}.safetensors")
         slowest = max(slowest, trained.epoch_seconds)
         numbers = trained.num_params + trained.num_buffers
         most = max(most, kept * numbers * 4)
         lacking = missing[model]
-        seconds += lacking * trained.epoch_seconds * config.epochs
+        of_experts += lacking * [trained.epoch_seconds * config.epochs]
         disk += store_bytes(config, trained.num_params, trained.num_buffers, lacking)
         if lacking == config.num_experts:
             disk += once + trained.bytes_beside
@@ -92,7 +95,21 @@ def buffer(began: float, job: Job, folder: Path, missing: dict[str, int]) -> dic
     if device.type == "cpu":
         # snapshots lie in memory until the expert is done, and twice more while they are written
         memory += 3 * most
-    return {"seconds": seconds, "memory": memory, "disk": disk, "epoch": slowest}
+    return {
+        "seconds": seconds + _side_by_side(of_experts, at_once.experts),
+        "memory": at_once.experts * memory,  # each process has the images
+        "disk": disk,
+        "epoch": slowest,
+        "at_once": at_once.experts,
+    }
+
+
+def _side_by_side(seconds: Sequence[float], at_once: int) -> float:
+    """Until all is done where so many are done at a time, each next one by who has time first."""
+    lanes = [0.0] * at_once
+    for each in seconds:
+        lanes[lanes.index(min(lanes))] += each
+    return max(lanes)
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,8 @@ def _buffer(job: Job, experts: Path, missing: dict[str, int], until: float | Non
         number = sum(missing.values())
         epoch = _short(cost["epoch"])
         what = f"{number} experts of {config.epochs} epochs of {epoch}"
+        if cost["at_once"] > 1:
+            what += f", {cost['at_once']} at a time"
     return Part.of("buffer", cost, what)
 
 

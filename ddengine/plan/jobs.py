@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ddengine import prepare
 from ddengine.data import Data
-from ddengine.experts import OwnTraining
+from ddengine.experts import AtOnce, OwnTraining
 from ddengine.learning.flat import unflatten_into
 from ddengine.models import build_model
 from ddengine.plan.apart import wait
@@ -41,6 +41,7 @@ class Job:
     # the experts of the recipe; None: they are not all there
     open_store: Callable[[Data], Experts | None] | None = None
     train_expert: Callable[..., Any] | None = None  # buffers.train.train_expert
+    at_once: Callable[[Data], AtOnce] | None = None  # None: one expert after another
     # the protocol by which the evaluate command looks at a distilled folder; None: the recipe's
     protocol_of: Callable[[Path], EvalConfig] | None = None
 

@@ -16,6 +16,7 @@ from torch import nn
 from ddengine.data import load_data
 from ddengine.evaluation.evaluate import evaluate
 from ddengine.evaluation.train import validate
+from ddengine.experts import AtOnce
 from ddengine.learning import memory, training
 from ddengine.learning.flat import flatten
 from ddengine.plan import apart, bounds, calibrate, jobs, trainings
@@ -288,6 +289,29 @@ def test_snapshots_of_an_expert_count_three_times(tmp_path, monkeypatch, keep, k
     given = jobs.Job(recipe=recipe, device="cpu", load=load, train_expert=lambda *args: None)
     found = calibrate.buffer(0.0, given, tmp_path, {recipe.model: 2})
     assert found["memory"] == 1000 + 3 * kept * numbers * 4
+
+
+def test_experts_side_by_side_take_less_time_and_more_memory(tmp_path, monkeypatch):
+    """Three of 7 epochs of 2 seconds, two at a time on one thread each: the third waits."""
+    recipe = find("mtt/digits_ipc1")
+    recipe = replace(
+        recipe, data=DIGITS, model="mlp", buffer=replace(recipe.buffer, epochs=7, keep="last")
+    )
+    threads = []
+
+    def a_little(job, model, data, config):
+        threads.append(torch.get_num_threads())
+        return calibrate.Trained(torch.zeros(5), torch.zeros(5), None, 2.0)
+
+    monkeypatch.setattr(calibrate, "_a_little_trained", a_little)
+    monkeypatch.setattr(calibrate, "peak_memory", lambda device: 1000)
+    monkeypatch.setattr(calibrate, "started", lambda began, job: (CPU, tiny_data(), 0.5))
+    alone = jobs.Job(recipe=recipe, device="cpu", load=load)
+    two = replace(alone, at_once=lambda data: AtOnce(experts=2, threads=1))
+    found = [calibrate.buffer(0.0, job, tmp_path, {"mlp": 3}) for job in (alone, two)]
+    assert [cost["seconds"] for cost in found] == [0.5 + 42.0, 0.5 + 28.0]
+    assert found[1]["memory"] == 2 * found[0]["memory"] and threads[1] == 1
+    assert calibrate._side_by_side([3.0, 2.0, 2.0], 2) == 4.0
 
 
 # Stand-ins for experts.

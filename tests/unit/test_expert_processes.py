@@ -26,6 +26,7 @@ from buffers.mixed import MixedSgd
 from buffers.smooth import Smooth
 from buffers.steps import Sgd
 from buffers.unfinished import path_of
+from ddengine.experts import AtOnce
 from ddengine.recipe import BufferConfig
 from ddengine.system import log, runtime, signals, workers
 from ddengine.system.configs import to_dict
@@ -244,6 +245,20 @@ def test_the_first_choice_holds(tmp_path, machine, monkeypatch):
     assert machine["started"] == [(2, "buffers.beside", 2)]  # as many as 5 threads hold
     assert set(machine["threads"]) == {2}
     assert store.finished(one.folder) == [0, 1]
+
+
+def test_what_would_be_done_is_told_before_there_is_a_store(tmp_path, machine, monkeypatch):
+    """And is what is done then; of a store of before, which says no threads, one after another."""
+    make = making(tmp_path / "store")
+    assert pace.at_once([make]) == AtOnce(experts=2, threads=1)
+    assert not make.folder.exists()
+    generate_all([make])
+    assert machine["started"] == [(2, "buffers.beside", 1)] and make.threads == 1
+    assert pace.at_once([make]) == AtOnce()  # nothing is missing
+    more = replace(make, config=replace(make.config, num_experts=5))
+    assert pace.at_once([more]) == AtOnce(experts=2, threads=1)
+    monkeypatch.setattr(store, "threads_of", lambda folder: None)
+    assert pace.at_once([more]) == AtOnce(experts=1, threads=None)
 
 
 def test_memory_holds_fewer_experts_on_more_threads(tmp_path, machine, monkeypatch):
