@@ -56,7 +56,6 @@ from ddengine.evaluation import work as evaluation_work
 from ddengine.evaluation.bench import Bench, Contender, Training
 from ddengine.learning import augment, training
 from ddengine.learning.flat import FlatModel, flatten
-from ddengine.learning.memory import PER_STEP, saved_bytes
 from ddengine.models import build_model
 from ddengine.models.convolution import Convolution
 from ddengine.models.instance_norm import InstanceNorm
@@ -334,9 +333,7 @@ def mtt(world: World, settings: Settings, ipc: int, steps: int) -> dict[str, Onc
         loss.backward()
         world.wait()
 
-    ways: dict[str, Once] = {}
-    if _graph_bytes(world, len(syn) * steps) < FITS * runtime.available_memory(world.device):
-        ways[FIELD] = field
+    ways: dict[str, Once] = {FIELD: field}
     replaying = replace(config, backprop="replay")
     for name, of_way in ((OURS, config), (REPLAY, replaying), (COMPILED, config)):
         compile = name == COMPILED
@@ -347,11 +344,6 @@ def mtt(world: World, settings: Settings, ipc: int, steps: int) -> dict[str, Onc
         of_way.choose(objective, of_way.choices(objective, syn, memory))
         ways[name] = partial(outer_step, objective, syn, world)
     return ways
-
-
-def _graph_bytes(world: World, images: int) -> int:
-    """Bytes of the graphs of second order of so many images, at most."""
-    return int(PER_STEP * images * saved_bytes(world.network(0), SHAPE, world.device))
 
 
 def dsa(world: World, settings: Settings) -> dict[str, Once]:
@@ -448,8 +440,6 @@ def ways_of(cell: str, settings: Settings, way: str) -> dict[str, Once]:
 
 def _with_like_ours(ways: dict[str, Once]) -> dict[str, Once]:
     """The same with the field's loop once more, for a process that is set up as ours."""
-    if FIELD not in ways:
-        return ways
     return {FIELD: ways[FIELD], LIKE_OURS: ways[FIELD], **ways}
 
 
@@ -549,9 +539,22 @@ def memory(pipe: Any, cell: str, settings: Settings, way: str) -> None:
     pipe.send(common.added_memory(ways_of(cell, settings, way)[way]))
 
 
+def graph_bytes(cell: str, settings: Settings) -> int:
+    """What the graphs of all steps of MTT take, by those of two steps; 0 of other cells."""
+    if not cell.startswith("mtt_"):
+        return 0
+    name, steps = cell.split("_t")
+    of_two = common.apart(memory, f"{name}_t2", settings, FIELD)
+    return of_two * int(steps) // 2
+
+
 def measured(cell: str, settings: Settings) -> list[dict[str, Any]]:
     """A row for each way of a cell."""
     ways, floor = common.apart(work, cell, settings)
+    needed = graph_bytes(cell, settings)
+    fits = needed < FITS * runtime.available_memory(runtime.setup(settings.device))
+    if not fits:
+        ways = [way for way in ways if way not in (FIELD, LIKE_OURS)]
     seconds = times(cell, settings, ways)
     by_clock = cell in ALL_CORES or runtime.setup(settings.device).type == "cuda"
     which = int(by_clock)
@@ -574,9 +577,7 @@ def measured(cell: str, settings: Settings) -> list[dict[str, Any]]:
             row["faster"] = math.exp(mean)
             row["faster_interval"] = None if ends is None else [math.exp(end) for end in ends]
         rows.append(row)
-    if FIELD not in seconds:
-        ipc, steps = cell.removeprefix("mtt_ipc").split("_t")
-        needed = _graph_bytes(World(settings, OURS), CLASSES * int(ipc) * int(steps))
+    if not fits:
         rows.insert(0, {"cell": cell, "way": FIELD, "not_tried": True, "needs_bytes": needed})
     return rows
 
@@ -585,7 +586,7 @@ def said(row: dict[str, Any]) -> str:
     """A row in a line."""
     start = f"{row['cell']:14} {row['way']:22}"
     if "not_tried" in row:
-        return f"{start} not tried: its graphs take up to {row['needs_bytes'] / 1e9:.1f} GB"
+        return f"{start} not tried: its graphs would take {row['needs_bytes'] / 1e9:.1f} GB"
     line = f"{start} {row['processor_s']:8.3f} s of the processor, {row['clock_s']:8.3f} s, "
     if row["peak_bytes"] is None:
         line += f"{row['cores']} cores"
@@ -615,7 +616,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 def _cells_of(row: dict[str, Any]) -> tuple[str, ...]:
     """A line of the table."""
     if "not_tried" in row:
-        needed = f"up to {row['needs_bytes'] / 1e9:.1f}"
+        needed = f"{row['needs_bytes'] / 1e9:.1f} by those of 2 steps"
         return (row["cell"], row["way"], "not tried", "", needed, "", "")
     cell, memory, faster, floor = row["cell"], "", "", ""
     if row["peak_bytes"] is None:
