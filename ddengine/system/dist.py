@@ -105,8 +105,9 @@ def end(code: int) -> int:
     """Say to the other ranks that this one ends, with which exit code, and leave the group.
 
     One that has done its work waits for the others: the launcher would wait for one that was
-    stopped. The first always waits, because others may have met through it and not read all that it
-    said. Returns the code to end with, which is that of Lost where another rank is silent.
+    stopped. The first leaves last, because others may have met through it, and of a store that goes
+    while they read in it torch would complain. Returns the code to end with, which is that of Lost
+    where another rank is silent.
     """
     if not _started:
         return code
@@ -116,7 +117,9 @@ def end(code: int) -> int:
         if code == 0 and not group.heartbeat.others_end():
             return LOST
         if rank() == 0:
-            _until_all_ended(group, LINGER)
+            _until_all_left(group, LINGER)
+        else:
+            group.store.set(_left(rank()), "")  # reads nothing any more
     except RuntimeError:  # the store is gone, and with it those who would want to know
         pass
     if code == 0:
@@ -124,14 +127,17 @@ def end(code: int) -> int:
     return code
 
 
-def _until_all_ended(group: _Group, seconds: float) -> None:
+def _until_all_left(group: _Group, seconds: float) -> None:
     """Wait so long at most."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        group.heartbeat.look()
-        if len(group.heartbeat.ended) == num_ranks() - 1:
-            return
+    keys = [_left(other) for other in range(1, num_ranks())]
+    while keys and time.monotonic() < deadline and not group.store.check(keys):
         time.sleep(LOOK_EVERY)
+
+
+def _left(rank: int) -> str:
+    """What a rank writes last."""
+    return f"left/{rank}"
 
 
 def started_here() -> bool:

@@ -20,6 +20,7 @@ LONGEST_INTERVAL = 2.0  # seconds between two beats of up to RANKS ranks; of mor
 RANKS = 64
 MEETING = 600.0  # seconds in which all ranks must have begun to beat, or the timeout where longer
 LOOK_EVERY = 0.05  # seconds between two looks whether others have ended
+LEAVING = 2.0  # seconds that a look at a busy store is given where this rank ends
 GRACE = 10.0  # seconds in which the main thread may say better what has happened
 ENDED = "ended "  # what a rank says last, with its exit code
 
@@ -47,6 +48,7 @@ class Heartbeat:
         self._heard: dict[int, float] = {}  # and when it changed
         self._looked = 0.0  # when the store last answered
         self._over = threading.Event()
+        self._threads: list[threading.Thread] = []
         self._writing = threading.Lock()
         self.ended: dict[int, int] = {}  # exit codes of ranks that have ended
 
@@ -59,7 +61,8 @@ class Heartbeat:
         self._await_others()
         self._forgive()
         for work in (self._go_on, self._judge):
-            threading.Thread(target=work, daemon=True).start()
+            self._threads.append(threading.Thread(target=work, daemon=True))
+            self._threads[-1].start()
 
     def _await_others(self) -> None:
         """Wait until the others beat, too: on a busy machine one may import for minutes longer."""
@@ -69,8 +72,10 @@ class Heartbeat:
                 return
 
     def end(self, code: int) -> None:
-        """Say that this rank ends, and with which code."""
+        """Say that this rank ends, and with which code; its heart looks at nothing any more."""
         self._over.set()
+        for thread in self._threads:
+            thread.join(LEAVING)
         with self._writing:
             self._store.set(self._key(self._rank), f"{ENDED}{code}")
 

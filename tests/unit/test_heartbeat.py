@@ -1,6 +1,10 @@
 """Ranks that are silent or have ended are named; those that only compute are not."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
+import torch
+import torch.distributed as td
 
 from ddengine.commands.process import start as started
 from ddengine.system import dist, heartbeat
@@ -157,3 +161,26 @@ def test_one_process_shares_with_nobody():
     assert list(dist.shared_out([1, 2], "numbers")) == [1, 2]
     dist.meet()
     dist.end(0)
+
+
+def test_the_first_rank_leaves_last(monkeypatch):
+    """The others still read in a store that goes with it."""
+    store = td.HashStore()
+    hearts = [Heartbeat(store, rank, 2, timeout=60.0) for rank in range(2)]
+    monkeypatch.setattr(dist, "num_ranks", lambda: 2)
+    monkeypatch.setattr(dist.td, "destroy_process_group", lambda: None)
+
+    def ends(rank):
+        monkeypatch.setattr(dist, "rank", lambda: rank)
+        monkeypatch.setattr(
+            dist, "_started", [dist._Group(torch.device("cpu"), store, hearts[rank])]
+        )
+        return dist.end(0)
+
+    hearts[1].end(0)  # it has done its work, and waits for the first
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ends, 0)
+        with pytest.raises(TimeoutError):
+            first.result(timeout=0.3)
+        assert ends(1) == 0
+        assert first.result(timeout=5.0) == 0
