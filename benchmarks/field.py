@@ -540,12 +540,14 @@ def memory(pipe: Any, cell: str, settings: Settings, way: str) -> None:
 
 
 def graph_bytes(cell: str, settings: Settings) -> int:
-    """What the graphs of all steps of MTT take, by those of two steps; 0 of other cells."""
+    """What the graphs of all steps of MTT take, by those of a few; 0 of other cells."""
     if not cell.startswith("mtt_"):
         return 0
     name, steps = cell.split("_t")
-    of_two = common.apart(memory, f"{name}_t2", settings, FIELD)
-    return of_two * int(steps) // 2
+    of_two, of_four = (
+        common.apart(memory, f"{name}_t{few}", settings, FIELD) for few in (2, 4)
+    )  # also what does not grow with the steps
+    return of_two + (of_four - of_two) * (int(steps) - 2) // 2
 
 
 def measured(cell: str, settings: Settings) -> list[dict[str, Any]]:
@@ -616,7 +618,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 def _cells_of(row: dict[str, Any]) -> tuple[str, ...]:
     """A line of the table."""
     if "not_tried" in row:
-        needed = f"{row['needs_bytes'] / 1e9:.1f} by those of 2 steps"
+        needed = f"{row['needs_bytes'] / 1e9:.1f} by those of few steps"
         return (row["cell"], row["way"], "not tried", "", needed, "", "")
     cell, memory, faster, floor = row["cell"], "", "", ""
     if row["peak_bytes"] is None:
