@@ -554,7 +554,8 @@ def measured(cell: str, settings: Settings) -> list[dict[str, Any]]:
     """A row for each way of a cell."""
     ways, floor = common.apart(work, cell, settings)
     needed = graph_bytes(cell, settings)
-    fits = needed < FITS * runtime.available_memory(runtime.setup(settings.device))
+    # the field's loop that is set up as ours keeps them while the others have their turns
+    fits = 2 * needed < FITS * runtime.available_memory(runtime.setup(settings.device))
     if not fits:
         ways = [way for way in ways if way not in (FIELD, LIKE_OURS)]
     seconds = times(cell, settings, ways)
