@@ -191,9 +191,7 @@ def test_labels_play_no_role():
     soft = syn.with_labels(logits)
     hard, labelled = ours(DM.build(env), syn), ours(DM.build(env), soft)
     assert (
-        hard[0][0] == labelled[0][0]
-        and torch.equal(hard[1], labelled[1])
-        and logits.grad is None
+        hard[0][0] == labelled[0][0] and torch.equal(hard[1], labelled[1]) and logits.grad is None
     )
 
 
