@@ -22,7 +22,7 @@ from ddengine.recipe import (
     StudentTraining,
     TargetConfig,
 )
-from ddengine.system import files, typed
+from ddengine.system import files, log, typed
 from ddengine.system.configs import from_dict
 from ddengine.system.errors import UserError
 from ddengine.system.parsing import content_of, parsed
@@ -322,9 +322,14 @@ def read_json(path: Path, *keys: str) -> Any:
     """The content of a JSON file of a run, a set or an evaluation, with today's names of networks.
 
     Raises UserError when it is missing or damaged, is not an object with these keys, or holds in a
-    field something else than belongs there.
+    field something else than belongs there. Says it where one that was written with a digest has
+    none any more.
     """
-    return naming.as_now(checked(path, files.read_json(path, *keys)))
+    content = files.read_json(path, *keys)
+    had_one = isinstance(content, dict) and "set_digest" in content
+    if had_one and not files.says_digest(path):
+        log.say_once(f"warning: {path} says no digest, so damage to it would not be noticed")
+    return naming.as_now(checked(path, content))
 
 
 def checked(path: Path, content: Any) -> Any:

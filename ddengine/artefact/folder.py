@@ -122,9 +122,10 @@ def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, Json]:
     except UserError:
         raise
     except (KeyError, TypeError) as error:
+        said = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"{folder} was not written by this version of the engine ({error!r} is missing or "
-            "unknown); distill it again."
+            f"{folder / 'meta.json'} was not written by this version of the engine ({said}); "
+            "restore it, or distill the set again."
         ) from None
     except UNFIT as error:
         said = str(error).partition("\n")[0]

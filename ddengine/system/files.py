@@ -297,6 +297,12 @@ def unsealed(path: Path, content: Any) -> Any:
     return rest
 
 
+def says_digest(path: Path) -> bool:
+    """Whether a JSON file, which can be read, says its digest."""
+    content = parsed(content_of(path))
+    return isinstance(content, dict) and digests.KEY in content
+
+
 def read_json(path: Path, *keys: str) -> Any:
     """The content of a JSON file, without its digest.
 

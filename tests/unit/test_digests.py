@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 import ddengine
 from buffers import store
 from buffers.store import ExpertStore
-from ddengine import loop
+from ddengine import contents, loop
 from ddengine.api import compare
 from ddengine.artefact import describe, finished, listing, parquet, plain, results
 from ddengine.artefact import folder as folders
 from ddengine.artefact.eight_bit import exported
 from ddengine.artefact.results import check_of_set
+from ddengine.artefact.verify import verify
 from ddengine.pages import reading
 from ddengine.system import digests, files, log
 from ddengine.system.errors import UserError
@@ -396,3 +397,28 @@ def test_a_tensor_that_does_not_fit_is_refused(tmp_path):
     for name, shape in (("ranks", (3,)), ("ranks", (4, 2)), ("ranks", (3, 2, -1)), ("other", (3,))):
         with pytest.raises(UserError, match=r"is damaged .*delete it and run the command"):
             files.read_tensor(path, name, shape)
+
+
+def test_a_set_that_forgot_its_digests_is_damaged(copy, capsys):
+    """Where its tensors say theirs: no set was written so, as an old one may have been."""
+    folder = copy / "run" / "distilled"
+    meta = folder / "meta.json"
+    whole = json.loads(meta.read_text())
+    for broken in ("{}", '{"a": NaN}'):
+        meta.write_text(broken)
+        (state,) = [one.state for one in verify(folder) if one.path == meta]
+        assert "is damaged (it does not say what data.safetensors beside it is)" in state
+    (folder / "labels.safetensors").unlink()
+    with pytest.raises(UserError, match=r"meta\.json was not written by .*it lacks 'codec'"):
+        folders.load(folder, CPU)
+    del whole["blake2b"]
+    meta.write_text(json.dumps(whole))
+    assert [one.state for one in verify(folder) if one.path == meta] == ["says no digest"]
+    evaluation = copy / "run" / "evaluation.json"
+    contents.read_json(evaluation)
+    assert "evaluation.json says no digest" not in capsys.readouterr().out
+    edited = json.loads(evaluation.read_text())
+    del edited["blake2b"]
+    evaluation.write_text(json.dumps(edited))
+    contents.read_json(evaluation)
+    assert "evaluation.json says no digest, so damage to it would not" in capsys.readouterr().out
