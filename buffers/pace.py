@@ -44,7 +44,7 @@ def processes_for(
     """
     if len(tasks) < 2 or dist.num_ranks() > 1 or not beside.can_go(makings):
         return 1
-    threads = [making.threads if making.is_there else of_new for making in makings]
+    threads = [_threads_of(making, of_new) for making in makings]
     told = [of_expert for number, _ in tasks if (of_expert := threads[number]) is not None]
     if len(told) < len(tasks):
         return 1
@@ -63,8 +63,12 @@ def at_once(makings: Sequence[Making]) -> AtOnce:
         return AtOnce()
     of_new = threads_for(makings)
     first, _ = tasks[0]
-    threads = makings[first].threads if makings[first].is_there else of_new
-    return AtOnce(processes_for(makings, tasks, of_new), threads)
+    return AtOnce(processes_for(makings, tasks, of_new), _threads_of(makings[first], of_new))
+
+
+def _threads_of(making: Making, of_new: int | None) -> int | None:
+    """On which each expert is trained, as its store says, or is to say once it is there."""
+    return making.threads if making.is_there else of_new
 
 
 def _is_worth_it(

@@ -325,9 +325,8 @@ def read_json(path: Path, *keys: str) -> Any:
     field something else than belongs there. Says it where one that was written with a digest has
     none any more.
     """
-    content = files.read_json(path, *keys)
-    had_one = isinstance(content, dict) and "set_digest" in content
-    if had_one and not files.says_digest(path):
+    content, says_digest = files.read_sealed(path, *keys)
+    if not says_digest and isinstance(content, dict) and "set_digest" in content:
         log.say_once(f"warning: {path} says no digest, so damage to it would not be noticed")
     return naming.as_now(checked(path, content))
 

@@ -5,7 +5,7 @@ and an evaluation that of its set. Pictures, cards, parquet files and load.py of
 export wrote, are listed with their digests (`listing.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,15 +136,10 @@ def _of_facts(path: Path) -> str:
     if rest is not content:
         return SOUND
     data = path.with_name(DATA)
-    if path.name == META and "digests" not in _keys(content) and data.is_file():
+    if path.name == META and at(content, "digests") is None and data.is_file():
         if files.check_tensors(data) is not None:
             return f"{path} is damaged (it does not say what {DATA} beside it is); restore it."
     return WITHOUT
-
-
-def _keys(content: Any) -> Sequence[str]:
-    """The names in a JSON object; none of what is no object."""
-    return tuple(content) if isinstance(content, dict) else ()
 
 
 def _of_lines(path: Path) -> str:

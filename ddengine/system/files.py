@@ -297,24 +297,25 @@ def unsealed(path: Path, content: Any) -> Any:
     return rest
 
 
-def says_digest(path: Path) -> bool:
-    """Whether a JSON file, which can be read, says its digest."""
-    content = parsed(content_of(path))
-    return isinstance(content, dict) and digests.KEY in content
-
-
 def read_json(path: Path, *keys: str) -> Any:
     """The content of a JSON file, without its digest.
 
     Raises UserError when it is missing, damaged, changed, or not an object with these keys.
     """
+    content, _ = read_sealed(path, *keys)
+    return content
+
+
+def read_sealed(path: Path, *keys: str) -> tuple[Any, bool]:
+    """The content of a JSON file, as `read_json` reads it, and whether it says its digest."""
     try:
-        content = unsealed(path, parsed(content_of(path)))
+        stored = parsed(content_of(path))
+        content = unsealed(path, stored)
         held = content.keys() if isinstance(content, dict) else ()
         missing = [key for key in keys if key not in held]
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
-        return content
+        return content, content is not stored
     except UserError:
         raise
     except FileNotFoundError:
