@@ -60,7 +60,7 @@ def of_the_set(bench: Bench, syn: SyntheticSet, distilled: Decoded) -> Iterator[
         if name.startswith("raw."):
             last_iterate[name.removeprefix("raw.")] = tensor
     if last_iterate:
-        raw = freeze(syn.with_tensors(last_iterate), bench.device)
+        raw = freeze(syn.with_tensors(last_iterate).shipped(), bench.device)
         yield Contender("raw", partial(always, raw), labels=labels, distilled=True)
     if "eight_bit" in bench.config.baselines:
         rounded = eight_bit(syn, distilled, bench.device)
@@ -169,11 +169,11 @@ def _selection_coded(bench: Bench, syn: SyntheticSet, selection: Selection, draw
 
 
 def _coded(bench: Bench, syn: SyntheticSet, index: Tensor) -> Decoded:
-    """Real images (n,), class by class, in the codec of a set."""
+    """Real images (n,), class by class, as the codec of a set ships them."""
     train, names = bench.data.train, bench.data.class_names
     classes = train.labels[index.to(train.device)][:: syn.codec.per_item]
     images = coded(syn.codec, train.images(index), classes, names, train.preprocess)
-    return replace(freeze(images, bench.device), ledger=images.shipped().ledger)
+    return freeze(images.shipped(), bench.device)
 
 
 # Real images.

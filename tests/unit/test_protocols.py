@@ -4,6 +4,7 @@ than it stores.
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from rich.console import Console
 from ddengine.data import load_data
 from ddengine.evaluation import tables
 from ddengine.evaluation.bench import Bench
+from ddengine.evaluation.contenders import of_codec
+from ddengine.evaluation.decoded import freeze
 from ddengine.evaluation.evaluate import evaluate
 from ddengine.learning import training
 from ddengine.recipe import DSA_OPS, AugmentConfig, DataConfig, EvalConfig
-from ddengine.sets.codec import MultiFormation
+from ddengine.sets.codec import CODECS, MultiFormation
 from ddengine.sets.coreset import random_index
 from ddengine.sets.synthetic import coded
 from ddengine.system.errors import UserError
@@ -196,6 +199,29 @@ def test_random_tiles_are_what_the_codec_makes_of_random_images(data):
         ][0]
         assert abs(again["accuracies"][i]["accuracy"] - found["accuracy"]) < 0.02
     assert row["accuracy_mean"] > 0.3
+
+
+@pytest.mark.parametrize("name", [name for name, of in CODECS.items() if of().small().approximates])
+def test_real_images_in_a_codec_are_what_it_ships(data, name):
+    """A codec may learn more than it ships: beside a set stands what as many bytes decode to."""
+    codec, items = CODECS[name]().small().fit(2, data.image_shape, data.num_classes)
+    classes = torch.arange(data.num_classes).repeat_interleave(items)
+
+    def in_codec(codec, *seed):
+        num = items * codec.per_item
+        index = random_index(data.train, num, data.class_names, generator(*seed))
+        images, preprocess = data.train.images(index), data.train.preprocess
+        return coded(codec, images, classes, data.class_names, preprocess).shipped()
+
+    syn = in_codec(codec, 0, "init")
+    bench = SimpleNamespace(data=data, config=SHORT, seed=0, device=CPU)
+    (row,) = [
+        who for who in of_codec(bench, syn, freeze(syn, CPU), None) if who.name == "random_coded"
+    ]
+    shipped = in_codec(syn.codec, 0, "random_coded", 0)
+    found = row.sets(0)
+    assert torch.equal(found.images, shipped.batch(torch.arange(len(shipped))).images)
+    assert found.ledger == shipped.ledger
 
 
 def test_without_a_validation_split_the_learned_rate_is_that_of_the_distilled_set_only(data):
