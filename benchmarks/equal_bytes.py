@@ -58,6 +58,7 @@ FORMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "siren": ("siren", ()),
     "fred": ("fred", ()),
     "speed": ("speed", ()),
+    "speed, dense while learned": ("speed", ("--codec.sparse_while_learned", "False")),
     "haba": ("haba", ()),
     "linba": ("linba", ()),
 }

@@ -75,7 +75,7 @@ CODED: list[tuple[str, Codec, Mapping[str, OptimConfig]]] = [
     ("fred", Spectra(kept=64), {"spectra": _adam(1.0)}),
     (
         "speed",
-        SparseTokens(tokens=16, dim=16, heads=2, kept=24),
+        SparseTokens(tokens=16, dim=16, heads=2, kept=24, sparse_while_learned=True),
         {name: _adam(1e-3) for name in ("tokens", "network", "coefficients")},
     ),
     (

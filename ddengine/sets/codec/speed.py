@@ -34,8 +34,9 @@ class SparseTokens(NearImages):
     added to the loss.
 
     Shipped: the `kept` largest coefficients of each head in magnitude, and their places in 16 bits;
-    all numbers in float16. So the set that is evaluated is sparse, and the one that is learned not,
-    as published.
+    all numbers in float16. As published, the set that is evaluated is sparse and the one that is
+    learned is not, which takes sparsity and many steps; `sparse_while_learned` decodes what will be
+    shipped at every step, and of coefficients only those that are kept then have a gradient.
     """
 
     WORKS: ClassVar[tuple[str, ...]] = ("wei2023speed",)
@@ -48,6 +49,7 @@ class SparseTokens(NearImages):
     patch: int = 4  # side of a patch, which divides both sides of an image
     kept: int = 48  # coefficients of a head of an image, in what is shipped
     sparsity: float = 3e-6  # weight of the sum of magnitudes
+    sparse_while_learned: bool = False  # whether only those kept count before they are shipped
     fit_steps: int = (
         1000  # of Adam at fit_lr, in which they come near to the images they start from
     )
@@ -136,8 +138,7 @@ class SparseTokens(NearImages):
         }
 
         def decode(tensors: dict[str, Tensor], index: Tensor) -> Tensor:
-            chosen = tensors["coefficients"].index_select(0, index)
-            return self._images(tensors, chosen, shape)
+            return self._images(tensors, self._learned(tensors, index), shape)
 
         start = {name: tensor.to(images) for name, tensor in start.items()}
         return self.near(images, start, decode)
@@ -167,12 +168,17 @@ class SparseTokens(NearImages):
     def decode(self, tensors: Tensors, index: Tensor) -> Tensor:
         """The patches of the combinations of tokens."""
         if "coefficients" in tensors:
-            chosen = tensors["coefficients"].index_select(0, index)
+            chosen = self._learned(tensors, index)
         else:
             numbers = self.num_patches(self.image_shape) * self.tokens
             coefficients = dense(tensors["largest"], tensors["places"], numbers, self.tokens)
             chosen = coefficients.index_select(0, index)
         return self._images(tensors, chosen, self.image_shape)
+
+    def _learned(self, tensors: Tensors, index: Tensor) -> Tensor:
+        """The coefficients of some images, before they are shipped."""
+        chosen = tensors["coefficients"].index_select(0, index)
+        return largest_alone(chosen, self.kept) if self.sparse_while_learned else chosen
 
     def _images(self, tensors: Tensors, coefficients: Tensor, shape: tuple[int, ...]) -> Tensor:
         shapes = self.network_shapes(shape[0])
@@ -256,15 +262,6 @@ def first_network(shapes: list[tuple[int, ...]], rng: Generator) -> Tensor:
     return torch.cat(parts)
 
 
-def largest_places(coefficients: Tensor, kept: int) -> Tensor:
-    """(S, heads, kept) int64, ascending: the places of the largest of (S, heads, patches K).
-
-    Never more, because a budget promises their bytes; the released program also keeps those that
-    are as large as the last of them.
-    """
-    return coefficients.abs().topk(kept, 2).indices.sort(2).values
-
-
 # What is shipped: plain torch, see `Codec.loader`.
 
 
@@ -276,6 +273,8 @@ def images_of_tokens(tensors, settings):
     patches = (shape[1] // patch) * (shape[2] // patch)
     if "coefficients" in tensors:
         coefficients = tensors["coefficients"]
+        if settings["sparse_while_learned"]:
+            coefficients = largest_alone(coefficients, settings["kept"])
     else:
         coefficients = dense(tensors["largest"], tensors["places"], patches * num, num)
 
@@ -297,6 +296,23 @@ def dense(largest, places, numbers, num_tokens):
     empty = torch.zeros(*largest.shape[:2], numbers, device=largest.device)
     flat = empty.scatter(2, places.long(), largest.float())
     return flat.view(*largest.shape[:2], -1, num_tokens)
+
+
+def largest_places(coefficients, kept):
+    """(S, heads, kept), ascending: the places of the largest of (S, heads, patches K).
+
+    Never more, because a budget promises their bytes; the released program also keeps those that
+    are as large as the last of them.
+    """
+    return coefficients.abs().topk(kept, 2).indices.sort(2).values
+
+
+def largest_alone(coefficients, kept):
+    """Coefficients (S, heads, patches, K), of which all but the largest of a head are 0."""
+    flat = coefficients.flatten(2)
+    places = largest_places(flat.detach(), kept)
+    alone = torch.zeros_like(flat).scatter(2, places, flat.gather(2, places))
+    return alone.view_as(coefficients)
 
 
 def network_shapes(dim, blocks, values):
