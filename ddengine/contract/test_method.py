@@ -225,6 +225,11 @@ def test_every_codec_resumes(
         uninterrupted, _ = loop.distill(syn, objective, outer, tmp_path / "one", seed=0)
     _, again = worlds.start(recipe, world)
     assert_same(syn.tensors, again.tensors, "packing the same images twice gave two starts.")
+    learned = itertools.chain(*syn.codec.parameters(syn.tensors).values())
+    assert any(not torch.equal(uninterrupted.tensors[n], syn.tensors[n]) for n in learned), (
+        f"Two steps change nothing that the codec {codec_name} learns: let losses be of the images "
+        "that syn.batch() gives."
+    )
     with pytest.raises(KeyboardInterrupt):
         loop.distill(syn, StopsAt(objective, 1), outer, tmp_path / "two", seed=0)
     resumed, _ = loop.distill(again, objective, outer, tmp_path / "two", seed=0)
@@ -241,17 +246,15 @@ def assert_within_budget(images_per_class: float, codec_name: str) -> None:
 
 
 def optimisers(recipe: Recipe, syn: SyntheticSet) -> dict[str, OptimConfig]:
-    """The optimisers of the tensors that a set has, or else of all that its codec learns."""
+    """The optimisers of all that the codec of a set learns, and of what else the recipe learns."""
     if not recipe.outer.steps:
         return {}
-    optim = {}
+    learned = itertools.chain(*syn.codec.parameters(syn.tensors).values())
+    optim = dict.fromkeys(learned, OptimConfig(lr=0.1))
     for name, config in recipe.outer.optim.items():
         if name in syn.tensors:
             optim[name] = config
-    if optim:
-        return optim
-    learned = itertools.chain(*syn.codec.parameters(syn.tensors).values())
-    return dict.fromkeys(learned, OptimConfig(lr=0.1))
+    return optim
 
 
 def test_every_codec_ships(method: Recipe, codec_name: str, world: World, tmp_path: Path) -> None:
