@@ -111,16 +111,18 @@ def of_codec(
             "ones"
         )
         return
-    random_sets = coded_once(partial(_random_coded, bench, syn, per_class))
-    yield Contender("random_coded", random_sets, several_draws=True)
+    # so many updates also where real images are as many as the bytes of the set hold
+    equal = None if syn.codec.holding(1) is None else steps
+    random_sets = coded_once(partial(_random_coded, bench, syn))
+    yield Contender("random_coded", random_sets, several_draws=True, steps=equal)
     if "herding" in config.baselines:
-        selection = looking.selection("herding", per_class)
-        coded_selection = coded_once(partial(_selection_coded, bench, syn, selection))
+        coded_selection = coded_once(partial(_selection_coded, bench, syn, looking))
         yield Contender(
             "herding_coded",
             coded_selection,
-            selection=selection,
+            selection=looking.selection("herding", per_class),
             num=len(distilled),
+            steps=equal,
             through=looking.full,
         )
 
@@ -155,25 +157,67 @@ def _base(syn: SyntheticSet, distilled: Decoded, natural: int) -> Decoded:
     )
 
 
-def _random_coded(bench: Bench, syn: SyntheticSet, per_class: int, draw: int) -> Decoded:
+def _random_coded(bench: Bench, syn: SyntheticSet, draw: int) -> Decoded:
     """Random real images in the codec of a set."""
-    rng = generator(bench.seed, "random_coded", draw)
-    index = random_index(bench.data.train, per_class, bench.data.class_names, rng)
-    return _coded(bench, syn, index)
+
+    def chosen(per_class: int) -> Tensor:
+        rng = generator(bench.seed, "random_coded", draw)
+        return random_index(bench.data.train, per_class, bench.data.class_names, rng)
+
+    return _coded(bench, syn, chosen)
 
 
-def _selection_coded(bench: Bench, syn: SyntheticSet, selection: Selection, draw: int) -> Decoded:
+def _selection_coded(bench: Bench, syn: SyntheticSet, looking: "Looking", draw: int) -> Decoded:
     """The images of a coreset in the codec of a set."""
-    index = bench.memo(selection.key, selection.choose)
-    return _coded(bench, syn, torch.tensor(index))
+
+    def chosen(per_class: int) -> Tensor:
+        selection = looking.selection("herding", per_class)
+        return torch.tensor(bench.memo(selection.key, selection.choose))
+
+    return _coded(bench, syn, chosen)
 
 
-def _coded(bench: Bench, syn: SyntheticSet, index: Tensor) -> Decoded:
-    """Real images (n,), class by class, as the codec of a set ships them."""
+def _coded(bench: Bench, syn: SyntheticSet, chosen: Callable[[int], Tensor]) -> Decoded:
+    """Real images as the codec of a set ships them: as many items, or bytes where it compresses.
+
+    `chosen` gives the places of so many images of each class, class by class.
+    """
     train, names = bench.data.train, bench.data.class_names
-    classes = train.labels[index.to(train.device)][:: syn.codec.per_item]
-    images = coded(syn.codec, train.images(index), classes, names, train.preprocess)
-    return freeze(images.shipped(), bench.device)
+
+    def made(items: int) -> SyntheticSet:
+        codec = syn.codec.holding(items) or syn.codec
+        index = chosen(items * codec.per_item)
+        classes = train.labels[index.to(train.device)][:: codec.per_item]
+        return coded(codec, train.images(index), classes, names, train.preprocess).shipped()
+
+    items = math.ceil(len(syn.classes) / len(syn.class_names))
+    if syn.codec.holding(items) is None:
+        return freeze(made(items), bench.device)
+    most = min(map(len, train.members)) // syn.codec.per_item
+    return freeze(largest_within(syn.nbytes, made, items, most), bench.device)
+
+
+def largest_within(
+    num_bytes: int, made: Callable[[int], SyntheticSet], first: int, most: int
+) -> SyntheticSet:
+    """The largest set within so many bytes, of 1 to `most` items a class; `first` is a guess.
+
+    The next guess follows from the bytes of an item in the last one. Of one item a class where even
+    that takes more.
+    """
+    fits, too_many = 0, most + 1
+    best: SyntheticSet | None = None
+    items = min(first, most)
+    while True:
+        found = made(items)
+        if found.nbytes <= num_bytes:
+            fits, best = items, found
+        else:
+            too_many = items
+        guess = items * num_bytes // found.nbytes
+        items = min(max(guess, fits + 1), too_many - 1)
+        if items <= fits:
+            return best or found
 
 
 # Real images.

@@ -65,9 +65,12 @@ def test_a_set_that_was_learned_in_two_bits(made, monkeypatch, capsys):
     assert run("evaluate", "two", *QUICK) == 0
     rows = {row["set"]: row for row in json.loads(Path("two/evaluation.json").read_text())["rows"]}
     assert list(rows) == ["distilled", "random_coded", "random"]
-    assert rows["random_coded"]["images"] == 80 == rows["distilled"]["images"]
-    # codes of real images may be compressed otherwise
-    assert 0 <= 3200 - rows["random_coded"]["bytes"] < 640 and rows["distilled"]["bytes"] <= 3200
+    distilled, control = rows["distilled"], rows["random_coded"]
+    # codes of real images are compressed otherwise, so another number of them has the same bytes
+    assert distilled["images"] == 80 and distilled["bytes"] <= 3200
+    an_image_more = control["bytes"] * (1 + 10 / control["images"])
+    assert control["bytes"] <= distilled["bytes"] < 1.05 * an_image_more
+    assert control["steps"] == distilled["steps"]
     assert run("inspect", "two") == 0
     assert "Quantised" in capsys.readouterr().out
     assert run("report", "two") == 0

@@ -14,7 +14,7 @@ from rich.console import Console
 from ddengine.data import load_data
 from ddengine.evaluation import tables
 from ddengine.evaluation.bench import Bench
-from ddengine.evaluation.contenders import of_codec
+from ddengine.evaluation.contenders import largest_within, of_codec
 from ddengine.evaluation.decoded import freeze
 from ddengine.evaluation.evaluate import evaluate
 from ddengine.learning import training
@@ -222,6 +222,27 @@ def test_real_images_in_a_codec_are_what_it_ships(data, name):
     found = row.sets(0)
     assert torch.equal(found.images, shipped.batch(torch.arange(len(shipped))).images)
     assert found.ledger == shipped.ledger
+
+
+@pytest.mark.parametrize("power", [0.5, 1.5])
+@pytest.mark.parametrize("num_bytes", [5, 105, 150, 1000])
+@pytest.mark.parametrize("most", [15, 99])
+@pytest.mark.parametrize("first", [1, 10, 17, 60])
+def test_the_largest_set_within_some_bytes(first, most, num_bytes, power):
+    """Of bytes that do not grow evenly; one item a class where even that has more."""
+    tried = []
+
+    def size(items):
+        return int(90 + 12 * items**power)
+
+    def made(items):
+        tried.append(items)
+        return SimpleNamespace(items=items, nbytes=size(items))
+
+    within = [items for items in range(1, most + 1) if size(items) <= num_bytes]
+    found = largest_within(num_bytes, made, first, most)
+    assert found.items == max(within, default=1)
+    assert len(tried) == len(set(tried)) < 20 and max(tried) <= most
 
 
 def test_without_a_validation_split_the_learned_rate_is_that_of_the_distilled_set_only(data):

@@ -67,6 +67,14 @@ class Codec(Protocol):
         """
         return False
 
+    def holding(self, items: int) -> "Codec | None":
+        """The codec of so many items of a class, where what is shipped is compressed; else None.
+
+        As many items take more bytes in one set than in another then. Real images beside a set are
+        as many as take its bytes.
+        """
+        return None
+
     @property
     def of_all_classes(self) -> str:
         """What is stored of all classes at once, so that sets cannot be merged; "" for nothing."""

@@ -60,6 +60,10 @@ class Quantised(WithinBytes):
         """Without groups, whose scales span the regions of all images."""
         return self.groups is None
 
+    def holding(self, items: int) -> Self:
+        """With so many images; codes of real ones are compressed further than distilled ones."""
+        return replace(self, items=items)
+
     def bytes_of(self, num: int, image_shape: tuple[int, ...]) -> int:
         """Bytes of `num` images at most: packed codes, and what their regions need."""
         regions = num * num_regions(image_shape, self.region, self.patch)
