@@ -109,9 +109,7 @@ FITTED = {
     "gaussians": (Gaussians(primitives=8, items=2, fit_steps=200), 0.3),
     "siren": (Siren(width=10, items=2, fit_steps=200, fit_lr=5e-3), 0.3),
     "speed": (
-        SparseTokens(
-            tokens=8, dim=8, kept=24, items=2, fit_steps=200, sparse_while_learned=True
-        ),
+        SparseTokens(tokens=8, dim=8, kept=24, items=2, fit_steps=200, sparse_while_learned=True),
         0.3,
     ),
     "fred": (Spectra(kept=30, items=2), 0.1),
