@@ -8,6 +8,7 @@ import torch
 from helpers import MODEL, run, shipped_loader
 
 import ddengine
+from ddengine.sets import coreset
 from synth.recipes.with_codecs import CODED
 
 DIGITS = [
@@ -50,14 +51,27 @@ def test_load_py_reads_the_same_bits(name, tmp_path, monkeypatch):
 
 
 def test_real_images_beside_learned_ones(tmp_path, monkeypatch):
-    """The easiest of ten images of a class are learned, the others are those of the data."""
+    """Behind the hardest image of a class two harder ones stay, and the next is learned."""
     monkeypatch.chdir(tmp_path)
+    known = {}
+
+    def dark_is_hard(real, scoring):
+        known["images"], known["members"] = real.pixels, real.members
+        return -real.pixels.flatten(1).double().mean(1)
+
+    monkeypatch.setitem(coreset.SCORES, "el2n", dark_is_hard)
     flags = ["--ipc", "3", "--init.steps", "20", "--init.networks", "1", "--out", "mixed"]
     assert run("distill", "dm/fashion_mnist_ipc10_mixed_small", *DIGITS, *flags) == 0
     result = ddengine.load("mixed")
     assert len(result.tensors["frozen"]) == 20 and len(result.tensors["images"]) == 10
     images, _, _ = shipped_loader(Path("mixed", "distilled")).load()
     assert torch.equal(images, examples(result))
+    frozen = iter(result.tensors["frozen"])
+    for members in known["members"]:
+        pixels = known["images"][members]
+        darkest = pixels.flatten(1).double().mean(1).argsort(stable=True)
+        for place in (1, 2):  # behind int(3 * 0.5)
+            assert torch.equal(next(frozen), pixels[darkest[place]])
 
 
 def test_a_set_beside_its_controls(tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import tiny_data, tiny_set
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from ddengine.data import Preprocess
 from ddengine.sets.codec import (
@@ -27,6 +28,7 @@ from ddengine.sets.codec import (
     codec_of,
     gaussians,
     reduced,
+    within_bytes,
 )
 from ddengine.sets.codec.within_bytes import decoded_in_parts, fitted
 from ddengine.system.configs import to_dict
@@ -176,6 +178,38 @@ def test_parts_are_the_whole_with_the_same_gradients():
             kept = images, gradient, twice
     for one, other in zip(kept, (images, gradient, twice), strict=True):
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_what_hallucinators_make_is_made_in_parts_again(monkeypatch):
+    """Memory does not grow with the examples of a batch: each part is computed again."""
+    codec, tensors = packed(Hallucinated(styles=3, items=2))
+    for tensor in tensors.values():
+        tensor.requires_grad_()
+    again = []
+
+    def one_by_one(function, rows, numbers):
+        return torch.cat([function(part) for part in rows.split(1)])
+
+    def counted(function, part, **options):
+        again.append(len(part))
+        return checkpoint(function, part, **options)
+
+    monkeypatch.setattr(within_bytes, "checkpoint", counted)
+    whole = torch.autograd.grad(everything(codec, tensors).pow(2).sum(), list(tensors.values()))
+    assert not again
+    monkeypatch.setattr(within_bytes, "in_parts", one_by_one)
+    parts = torch.autograd.grad(everything(codec, tensors).pow(2).sum(), list(tensors.values()))
+    assert sum(again) == len(codec.source(tensors)) == len(again)
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_gaussians_without_a_prefilter_keep_a_width():
+    """Of no width their exponent would be 0 / 0."""
+    codec, tensors = packed(Gaussians(primitives=5, fit_steps=0, prefilter=False))
+    tensors["primitives"][..., 2:5] = 0.0
+    codec.project(tensors, PREPROCESS)
+    assert everything(codec, tensors).isfinite().all()
 
 
 def test_penalties():

@@ -19,6 +19,7 @@ from ddengine.system.rng import generator
 GEOMETRY = 5  # numbers of a Gaussian beside its colour and its opacity
 BYTES = 2  # of a bfloat16
 INSIDE = 1 - 1e-3  # the outermost place of a centre, in units of half an image
+NARROWEST = 1e-3  # of a Gaussian that no prefilter widens, in pixels
 FIRST_OPACITY = 0.6  # at which neighbours that overlap add up to about one
 
 
@@ -106,8 +107,12 @@ class Gaussians(NearImages):
         return self.barrier * at_the_edges(tensors["primitives"])
 
     def project(self, tensors: Tensors, preprocess: Preprocess) -> None:
-        """Move centres inside the image."""
-        tensors["primitives"][..., :2].clamp_(-INSIDE, INSIDE)
+        """Move centres inside the image; without a prefilter, widen Gaussians of no width."""
+        primitives = tensors["primitives"]
+        primitives[..., :2].clamp_(-INSIDE, INSIDE)
+        if not self.prefilter:
+            widths = primitives[..., 2:5:2]
+            widths.copy_(torch.where(widths.abs() < NARROWEST, NARROWEST, widths))
 
     def ship(self, tensors: Tensors, preprocess: Preprocess) -> tuple[Codec, dict[str, Tensor]]:
         """In bfloat16."""

@@ -17,6 +17,7 @@ from ddengine.sets.codec.protocol import BYTES_OF_VALUE, Codec, Loader, Tensors,
 from ddengine.sets.codec.values import other_shape, too_large
 from ddengine.sets.codec.within_bytes import WithinBytes
 from ddengine.system.configs import to_dict
+from ddengine.system.errors import UserError
 from ddengine.system.rng import generator, seed_from
 
 BYTES_OF_RANGE = 4  # a scale in float16, a zero in int16
@@ -64,6 +65,15 @@ class Quantised(WithinBytes):
         """With so many images; codes of real ones are compressed further than distilled ones."""
         return replace(self, items=items)
 
+    def check_shape(self, image_shape: tuple[int, int, int]) -> None:
+        """Raise UserError for patches that are larger than an image."""
+        _, height, width = image_shape
+        if self.region == "patch" and self.patch > max(height, width):
+            raise UserError(
+                f"codec.patch {self.patch} is larger than images of {height} x {width} pixels; "
+                f"set {max(height, width)} at most, or codec.region image."
+            )
+
     def bytes_of(self, num: int, image_shape: tuple[int, ...]) -> int:
         """Bytes of `num` images at most: packed codes, and what their regions need."""
         regions = num * num_regions(image_shape, self.region, self.patch)
@@ -110,10 +120,13 @@ class Quantised(WithinBytes):
             codes = _unpacked(bytes(tensors["codes"].tolist()), self, len(scales)).to(scales.device)
             codes, scales, zeros = codes[index], scales[index], zeros[index]
             return dequantised(codes, scales, zeros, settings)
-        images = tensors["images"]
-        scales, zeros = current_ranges(images.detach(), tensors.get("groups"), settings)
+        images, groups = tensors["images"], tensors.get("groups")
         chosen = images.index_select(0, index)
-        scales, zeros = scales[index], zeros[index]
+        if groups is None:
+            scales, zeros = current_ranges(chosen.detach(), None, settings)
+        else:  # whose ranges are of all images
+            scales, zeros = current_ranges(images.detach(), groups, settings)
+            scales, zeros = scales[index], zeros[index]
         codes, in_range = codes_of(chosen.detach(), scales, zeros, settings)
         learned = torch.where(in_range, chosen, chosen.detach())
         # what is added is exactly 0

@@ -177,8 +177,10 @@ def decoded_in_parts(function: Callable[[Tensor], Tensor], rows: Tensor, numbers
     """As `in_parts`; where gradients are wanted, parts are computed again for them.
 
     So memory does not grow with the number of rows, but by the gradients of the rows themselves.
+    Rows of whole numbers are the places of what is learned, which `function` looks up.
     """
-    if not (torch.is_grad_enabled() and rows.requires_grad):
+    wanted = rows.requires_grad or not rows.is_floating_point()
+    if not (torch.is_grad_enabled() and wanted):
         return in_parts(function, rows, numbers)
 
     def again(part: Tensor) -> Tensor:
