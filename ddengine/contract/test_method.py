@@ -1,6 +1,7 @@
 """What every method must hold. Each test runs for the recipe of every method."""
 
 import itertools
+import runpy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -282,6 +283,11 @@ def test_every_codec_ships(method: Recipe, codec_name: str, world: World, tmp_pa
     assert torch.equal(again.batch(torch.arange(num)).images, images), (
         f"A set in the codec {codec_name} that was written and read decodes to other images: "
         "decode() must depend on the stored tensors and the fields of the codec alone."
+    )
+    without = runpy.run_path(str(tmp_path / "set" / "load.py"))["load"]()[0]
+    assert torch.equal(without, images), (
+        f"load.py of a set in the codec {codec_name} gives other images than the engine: the "
+        "function that loader() returns must compute what decode() does, to the bit."
     )
     shipped_again = result.shipped().batch(torch.arange(num)).images
     assert torch.equal(shipped_again, images), (

@@ -166,7 +166,10 @@ def test_extreme_values_are_stored_as_they_can_be():
     [
         ({"groups": 300}, "codec.groups is 300"),
         ({"patch": 0}, "codec.patch must be at least 1"),
-        ({"patch": 99}, r"codec.patch 99 is larger than images of \d+ x \d+ pixels; set \d+ at most"),
+        (
+            {"patch": 99},
+            r"codec.patch 99 is larger than images of \d+ x \d+ pixels; set \d+ at most",
+        ),
         ({"items": 99}, "codec.items 99 do not fit into 3432 bytes, which hold"),
         ({"bits": 8, "region": "patch", "patch": 2, "budget": "u8"}, "which take"),
     ],

@@ -107,7 +107,10 @@ class Hallucinated(WithinBytes):
     def ship(self, tensors: Tensors, preprocess: Preprocess) -> tuple[Codec, dict[str, Tensor]]:
         """In float16; images that are packed anew in this codec are seen as they are."""
         names = ("images", "kernels", "biases", "maps")
-        return replace(self, spread=0.0), {**tensors, **{name: tensors[name].half() for name in names}}
+        return replace(self, spread=0.0), {
+            **tensors,
+            **{name: tensors[name].half() for name in names},
+        }
 
     def dims(self, tensors: Tensors) -> Mapping[str, int]:
         """Images and hallucinators."""

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ddengine.data import Preprocess
 from ddengine.recipe import require
+from ddengine.sets.codec.packed import resized
 from ddengine.sets.codec.protocol import Codec, Loader, Tensors
 from ddengine.sets.codec.resizing import resize
 from ddengine.sets.codec.values import too_large
@@ -156,10 +157,5 @@ def tiles_of_images(tensors, settings):
     missing = (0, n * columns - width, 0, n * rows - height)
     padded = torch.nn.functional.pad(images, missing, value=0.5)
     tiles = padded.view(num, channels, n, rows, n, columns).permute(2, 4, 0, 1, 3, 5)
-    examples = torch.nn.functional.interpolate(
-        tiles.reshape(-1, channels, rows, columns),
-        size=(height, width),
-        mode="bilinear",
-        align_corners=False,
-    )
+    examples = resized(tiles.reshape(-1, channels, rows, columns), (height, width))
     return examples, torch.arange(num).repeat(n * n)

@@ -23,3 +23,20 @@ def in_parts(function, rows, numbers):
     if len(rows) <= most:
         return function(rows)
     return torch.cat([function(part) for part in rows.split(most)])
+
+
+def resized(images, size):
+    """Images (B, C, h, w) resized to (B, C, *size), bilinearly."""
+    rows = line_weights(images.shape[2], size[0], images)
+    columns = line_weights(images.shape[3], size[1], images)
+    return rows @ images @ columns.T
+
+
+def line_weights(old, new, like):
+    """The matrix (new, old) of linear interpolation along one side."""
+    line = torch.arange(new, device=like.device, dtype=like.dtype)
+    centres = (line + 0.5) * (old / new) - 0.5
+    read_at = centres.clamp(0, old - 1).unsqueeze(1)
+    old_line = torch.arange(old, device=like.device)
+    distance = (read_at - old_line).abs()
+    return (1 - distance).clamp(min=0)
