@@ -15,7 +15,7 @@ from typing import Any
 from buffers.steps import Sgd
 from ddengine.recipe import BufferConfig, Recipe
 from synth.recipes import mtt
-from synth.recipes.cells import cell, figure
+from synth.recipes.cells import Figure, cell, figure
 from synth.trajectory import TrajectoryMatching, UniformWindow
 
 BIBTEX = """
@@ -44,11 +44,27 @@ TABLE: list[Row] = [
     ("tiny_imagenet", 1, 30, 2, 10, None, False, 1e4, 1e-4, 0.01, (11.0, 0.5)),
     ("tiny_imagenet", 10, 20, 2, 40, None, False, 1e4, 1e-5, 1e-4, (25.8, 0.4)),
 ]  # fmt: skip
+# subsets of ImageNet at 128 pixels: figures of 1 and of 10 images per class
+OF_IMAGENET: dict[str, tuple[Figure, Figure]] = {
+    "imagenette": ((52.4, 1.1), (69.3, 0.8)),
+    "imagewoof": ((31.2, 1.8), (40.0, 1.4)),
+    "imagefruit": ((30.0, 0.8), (45.9, 1.2)),
+    "imagemeow": ((34.0, 1.4), (45.5, 1.6)),
+}
+
+
+def _of_imagenet() -> list[Row]:
+    rows: list[Row] = []
+    for subset, (of_one, of_ten) in OF_IMAGENET.items():
+        rows.append((subset, 1, 20, 2, 10, None, False, 1e4, 5e-8, 0.01, of_one))
+        rows.append((subset, 10, 20, 2, 10, None, False, 1e4, 1e-4, 0.01, of_ten))
+    return rows
 
 
 def _published() -> list[Recipe]:
     cells = []
-    for dataset, ipc, steps, epochs, window, batch, zca, lr_img, lr_lr, lr, printed in TABLE:
+    for row in (*TABLE, *_of_imagenet()):
+        dataset, ipc, steps, epochs, window, batch, zca, lr_img, lr_lr, lr, printed = row
         objective = TrajectoryMatching(
             inner_steps=steps,
             expert_epochs=epochs,

@@ -55,6 +55,11 @@ def figure(mean_std: Figure, source: str) -> Published | None:
     return Published(accuracy=mean / 100, std=std and std / 100, source=source)
 
 
+def quoted(percent: float) -> str:
+    """A note of a figure that no paper, table or README was read for, and so is not published."""
+    return f"No published figure was read; a summary by others quotes {percent:g} %."
+
+
 def sentences(*notes: str) -> str:
     """A note of those sentences that are not empty."""
     return " ".join(filter(None, notes))

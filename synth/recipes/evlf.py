@@ -3,8 +3,8 @@
 Values of the published cells: the released program of EVLF (github.com/wenqi-cai297/
 earlyfusion-for-dd): Stable Diffusion's encoder and text tower and DiT-XL/2 at 256 pixels, all
 frozen; 50 steps, guidance 0.1 towards centres of k-means for the first half of them, weight 4 of
-the class. Their weights must be there: see docs/generative.md. Figures: as a public summary of the
-paper quotes its tables.
+the class. Their weights must be there: see docs/generative.md. No figure was read: a
+summary by others quotes the tables.
 
 The small recipes train encoder and denoiser here, on Fashion-MNIST, the digits and CIFAR-10. What a
 generator of their size can show is little: they are for looking at each part.
@@ -18,14 +18,13 @@ from ddengine.recipe import (
     DataConfig,
     EvalConfig,
     OuterConfig,
-    Published,
     Recipe,
 )
 from ddengine.sets.codec import Identity
 from synth.generative.config import DenoiserConfig, FusionConfig, VaeConfig
 from synth.generative.expert import Generative
 from synth.generative.method import Sampling
-from synth.recipes.cells import FILES
+from synth.recipes.cells import FILES, quoted, sentences
 from synth.recipes.protocols import PROTOCOLS, generative
 
 BIBTEX = """
@@ -102,7 +101,6 @@ BIBTEX = """
 }
 """
 
-SUMMARY = "a public summary of EVLF's table"
 NONE = AugmentConfig(ops=())
 EVLF = Sampling()
 MGD3 = Sampling(fused=False)
@@ -114,7 +112,8 @@ LABELS = {
     "imagenette": (0, 217, 482, 491, 497, 566, 569, 571, 574, 701),
     "imagewoof": (193, 182, 258, 162, 155, 167, 159, 273, 207, 229),
 }
-# (dataset, images per class) -> accuracy in % of MGD3, and of MGD3 with EVLF, by ResNetAP-10
+# (dataset, images per class) -> accuracy in % of MGD3, and of MGD3 with EVLF, by ResNetAP-10, as a
+# summary by others quotes them
 FIGURES = {
     ("imagewoof", 10): (36.6, 39.3),
     ("imagewoof", 50): (55.6, 59.0),
@@ -144,8 +143,8 @@ def _published(method: str, objective: Sampling, column: int) -> list[Recipe]:
             Recipe(
                 name=f"{method}/{dataset}_ipc{ipc}",
                 cites=(*objective.cites, "kim2022idc"),
-                published=Published(accuracy=figures[column] / 100, std=None, source=SUMMARY),
-                note=f"{WEIGHTS} {DIFFERS} {FILES[dataset]}",
+                published=None,
+                note=sentences(quoted(figures[column]), WEIGHTS, DIFFERS, FILES[dataset]),
                 data=DataConfig(name=dataset, size=(256, 256), fit="crop", validation=0.0),
                 model="resnet10-ap",
                 ipc=ipc,
