@@ -13,7 +13,13 @@ from typing import Any
 from ddengine.system import files
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLES = ("fashion_mnist_small", "matching_small", "trajectory_small", "compensator_small")
+TABLES = (
+    "fashion_mnist_small",
+    "matching_small",
+    "trajectory_small",
+    "compensator_small",
+    "bptt_ipc1",
+)
 BESIDE = ("random", "herding", "full")
 # the images of all rows of these tables, as their recipes say
 IMAGES = {"data": "fashion_mnist", "images": 10_000, "shape": [1, 28, 28], "classes": 10}
