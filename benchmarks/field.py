@@ -12,7 +12,8 @@ golden vectors, with networks of torch's own layers, in a process that is set up
 programs are: by PyTorch's defaults, on CUDA with cuDNN's search for the fastest kernels. Ours keeps
 freed memory on a CPU and computes deterministically on CUDA (runtime.setup); "field, set up as
 ours" is the field's loop with that. MTT's default (backprop auto) keeps the graphs that fit into a
-share of the memory; "ours, replay" keeps one at a time.
+share of the memory; "ours, replay" keeps one at a time. "ours, all graphs, of torch's layers" is
+the engine at what that loop does, so that the two should take as long.
 Each way has a process, and they take turns, on as many threads; a row has the median seconds of the
 processor and of the clock, the mean ratio with its 95 % interval (Student's t on its logarithm),
 and the peak memory of each way in one more process. A graph that does not fit into memory is not
@@ -57,9 +58,6 @@ from ddengine.evaluation.bench import Bench, Contender, Training
 from ddengine.learning import augment, training
 from ddengine.learning.flat import FlatModel, flatten
 from ddengine.models import build_model
-from ddengine.models.convolution import Convolution
-from ddengine.models.instance_norm import InstanceNorm
-from ddengine.models.pooling import AveragePool
 from ddengine.objective import Env
 from ddengine.recipe import DataConfig, EvalConfig
 from ddengine.sets.synthetic import SyntheticSet
@@ -79,10 +77,8 @@ CELLS = ("expert", *MTT, "dsa_ipc1", "dm_ipc10", "evaluation", *ALL_CORES)
 EACH = 2  # experts of each core
 FIELD, LIKE_OURS = "field", "field, set up as ours"
 OURS, REPLAY, COMPILED = "ours", "ours, replay", "ours compiled"
+FULL = "ours, all graphs, of torch's layers"  # what the field's loop does, by the engine
 FITS = 0.7  # of the memory that is available, which a step may be expected to take
-
-# layers of the engine's networks, and torch's, whose parameters they have
-OF_TORCH = {Convolution: nn.Conv2d, InstanceNorm: nn.GroupNorm, AveragePool: nn.AvgPool2d}
 
 Once = Callable[[int], Any]  # does the work of a cell for the n-th time
 
@@ -135,10 +131,7 @@ class World:
 
     def plain_network(self, seed: int) -> nn.Module:
         """The same of torch's own layers, which is the field's."""
-        network = self.network(seed)
-        for layer in network.modules():
-            layer.__class__ = OF_TORCH.get(type(layer), type(layer))
-        return network
+        return plain_loops.of_torchs_layers(self.network(seed))
 
     def new_model(self, stream: torch.Generator) -> nn.Module:
         """A network by the engine."""
@@ -163,10 +156,11 @@ class World:
         names = tuple(map(str, range(CLASSES)))
         return SyntheticSet(leaves, labels, names, codec, self.preprocess, space=codec.space)
 
-    def env(self, real: RealSet, experts: Any = None, compile: bool = False) -> Env:
+    def env(self, real: RealSet, experts: Any = None, way: str = "") -> Env:
         """What an objective may touch."""
-        model = FlatModel(self.network(0)).to(self.device)
-        return Env(real, self.new_model, model, experts, self.device, compile)
+        network = self.plain_network(0) if way == FULL else self.network(0)
+        model = FlatModel(network).to(self.device)
+        return Env(real, self.new_model, model, experts, self.device, way == COMPILED)
 
     def wait(self) -> None:
         """Until the device has done what it was given."""
@@ -334,12 +328,12 @@ def mtt(world: World, settings: Settings, ipc: int, steps: int) -> dict[str, Onc
         world.wait()
 
     ways: dict[str, Once] = {FIELD: field}
-    replaying = replace(config, backprop="replay")
-    for name, of_way in ((OURS, config), (REPLAY, replaying), (COMPILED, config)):
-        compile = name == COMPILED
-        if compile and not settings.compiled:
+    graphs = {OURS: "auto", FULL: "full", REPLAY: "replay", COMPILED: "auto"}
+    for name, backprop in graphs.items():
+        if name == COMPILED and not settings.compiled:
             continue
-        objective = of_way.build(world.env(world.real(1), experts, compile))
+        of_way = replace(config, backprop=backprop)
+        objective = of_way.build(world.env(world.real(1), experts, name))
         memory = runtime.available_memory(world.device)
         of_way.choose(objective, of_way.choices(objective, syn, memory))
         ways[name] = partial(outer_step, objective, syn, world)
@@ -557,7 +551,7 @@ def measured(cell: str, settings: Settings) -> list[dict[str, Any]]:
     # the field's loop that is set up as ours keeps them while the others have their turns
     fits = 2 * needed < FITS * runtime.available_memory(runtime.setup(settings.device))
     if not fits:
-        ways = [way for way in ways if way not in (FIELD, LIKE_OURS)]
+        ways = [way for way in ways if way not in (FIELD, LIKE_OURS, FULL)]
     seconds = times(cell, settings, ways)
     by_clock = cell in ALL_CORES or runtime.setup(settings.device).type == "cuda"
     which = int(by_clock)

@@ -98,7 +98,11 @@ def main(settings: Settings, every: Sequence[Part] = ()) -> int:
     began = time.monotonic()
     files.make_folder(settings.out)
     path = settings.out / PARTS
-    known: dict[str, Any] = dict(files.read_json(path)["parts"]) if path.is_file() else {}
+    before: dict[str, Any] = files.read_json(path) if path.is_file() else {"parts": {}}
+    if before.get("rehearsal", settings.rehearse) != settings.rehearse:
+        what = "a rehearsal" if before["rehearsal"] else "results of a GPU"
+        sys.exit(f"{settings.out} holds {what}; name another folder with --out.")
+    known: dict[str, Any] = dict(before["parts"])
     left = in_order(every or parts(settings), known)
     while left:
         remaining = settings.seconds - (time.monotonic() - began)
@@ -111,7 +115,7 @@ def main(settings: Settings, every: Sequence[Part] = ()) -> int:
         state, code = run(part, seconds, settings.out)
         spent = known.get(part.name, {}).get("seconds", 0.0) + time.monotonic() - start
         known[part.name] = {"state": state, "code": code, "seconds": round(spent, 1)}
-        files.write_json(path, {"parts": known})
+        files.write_json(path, {"rehearsal": settings.rehearse, "parts": known})
         print(f"{part.name}: {state} after {spent:.0f} seconds", flush=True)
         left = left[1:]
     return 1 if any(part["state"] == "failed" for part in known.values()) else 0

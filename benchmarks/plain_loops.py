@@ -13,7 +13,20 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from ddengine.models.convolution import Convolution
+from ddengine.models.instance_norm import InstanceNorm
+from ddengine.models.pooling import AveragePool
+
+# layers of the engine's networks, and torch's, whose parameters they have
+OF_TORCH = {Convolution: nn.Conv2d, InstanceNorm: nn.GroupNorm, AveragePool: nn.AvgPool2d}
 Augment = Callable[[Tensor], Tensor]  # images (B, C, H, W), drawn anew at each call
+
+
+def of_torchs_layers(network: nn.Module) -> nn.Module:
+    """A network of the engine, in place, as published programs have it."""
+    for layer in network.modules():
+        layer.__class__ = OF_TORCH.get(type(layer), type(layer))
+    return network
 
 
 def views(network: nn.Module, theta: Tensor) -> dict[str, Tensor]:

@@ -385,8 +385,11 @@ class TrajectoryObjective(Objective):
         sizes = [len(index) for index in batches]
         joined = torch.cat(batches).to(device)  # one copy, not one in each inner step
         indices = joined.split(sizes)
-        used = joined.unique()
-        labels = self._labels(segment, syn, used) if config.labels == "target" else None
+        if config.labels == "target":
+            used = joined.unique()  # how many the host must read
+            labels = self._labels(segment, syn, used)
+        else:
+            used, labels = joined, None
         draws = [augment.sample(config.augment, size, rng).to(device) for size in sizes]
         factor = self._factor(segment)
 

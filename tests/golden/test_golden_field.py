@@ -31,7 +31,7 @@ def unchanged(images, *_):
 def test_the_plain_step_of_mtt():
     """Loss, end and gradients of the images and of the rate."""
     golden = load("mtt_step", F64)
-    network = ConvNet((3, 32, 32), 10, width=8).to(F64)
+    network = plain_loops.of_torchs_layers(ConvNet((3, 32, 32), 10, width=8)).to(F64)
     images, lr = golden["x"].clone().requires_grad_(), golden["lr"].clone().requires_grad_()
     loss, end = plain_loops.mtt_loss(
         network, golden["start"], golden["target"], images, golden["labels"], lr,
@@ -59,7 +59,7 @@ def test_the_plain_distance_of_dc():
 
 def test_the_plain_step_of_dm():
     golden = load("dm_loss", F64)
-    network = ConvNet((1, 28, 28), 10, width=16).to(F64)
+    network = plain_loops.of_torchs_layers(ConvNet((1, 28, 28), 10, width=16)).to(F64)
     unflatten_into(network, golden["params"])
     images = golden["x_syn"].clone().requires_grad_()
     loss = plain_loops.dm_loss(network.embed, list(golden["x_real"]), list(images), unchanged)

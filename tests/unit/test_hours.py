@@ -232,6 +232,9 @@ def test_parts_go_on_in_a_second_call(tmp_path):
     ]
     second = [part(tmp_path, name) for name in ("fails", "long", "quick")]
     assert gpu.main(asked, second) == 0
+    # what a rehearsal has done is not done on a GPU
+    with pytest.raises(SystemExit, match="holds results of a GPU; name another folder"):
+        gpu.main(gpu.Settings(seconds=60, out=tmp_path, rehearse=True), second)
     assert [ran(tmp_path, name) for name in ("fails", "long", "quick")] == [2, 1, 1]
 
 
