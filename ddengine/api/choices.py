@@ -9,7 +9,6 @@ from ddengine.objective import Objective, ObjectiveConfig
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, files
 from ddengine.system.errors import UserError
-from ddengine.system.runtime import available_memory
 from ddengine.types import Json
 
 CHOICES = "choices.json"  # in the folder of a run
@@ -33,7 +32,7 @@ def choose(
     objectives = turns.alone(objective)
 
     def here() -> list[Json]:
-        memory = available_memory(device)
+        memory = dist.share_of_memory(device)
         return [config.choices(one, syn, memory) for one in objectives]
 
     def store() -> None:

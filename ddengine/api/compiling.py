@@ -140,7 +140,9 @@ def _if_it_pays(
 ) -> Objective | None:
     """The compiled objective where it pays, else None; both are said."""
     steps = asked.recipe.outer.steps
-    path = None if place is None else place / f"{_key(asked)}.json"
+    # what compiling saves depends on how many graphs are kept without it
+    left = _left_to_the_machine(asked, syn, objective)
+    path = None if place is None else place / f"{_key(asked, left)}.json"
     known = _known(path)
     eager, _ = _seconds(asked, syn, objective, twice=False)
     expected = UNKNOWN if known is None else known.seconds
@@ -152,6 +154,7 @@ def _if_it_pays(
         log.say(f"{'compiled' if pays else 'not compiled'}, by what was measured before")
         return make() if pays else None
     other = make()
+    _left_to_the_machine(asked, syn, other)
     try:
         each, more = _seconds(asked, syn, other, twice=True)
     except RuntimeError as error:  # of the compiler, such as that there is none
@@ -186,13 +189,24 @@ def _known(path: Path | None) -> Measured | None:
     return Measured(float(content["seconds"]), float(content["share"]))
 
 
-def _key(asked: Asked) -> str:
+def _left_to_the_machine(asked: Asked, syn: SyntheticSet, objective: Objective) -> list[Json]:
+    """What each objective of a run would leave to the machine now, and does from now on."""
+    config, left = asked.recipe.objective, []
+    for one in turns.alone(objective):
+        left.append(config.choices(one, syn, dist.share_of_memory(asked.device)))
+        config.choose(one, left[-1])
+    return left
+
+
+def _key(asked: Asked, left: list[Json]) -> str:
     """What decides how long compiling takes, and what it saves."""
     values = resolved(asked.recipe)
     parts = {part: values.get(part) for part in DECIDE}
-    where = [runtime.machine(asked.device), runtime.versions()["torch"], torch.get_num_threads()]
+    kernels = torch.backends.cpu.get_cpu_capability()
+    where = [runtime.machine(asked.device), kernels, runtime.versions()["torch"]]
+    where.append(torch.get_num_threads())
     shape = [list(asked.data.image_shape), asked.data.num_classes, asked.precision]
-    return digest([parts, *shape, *where])
+    return digest([parts, *shape, *where, left])
 
 
 def _seconds(
@@ -200,15 +214,12 @@ def _seconds(
 ) -> tuple[float, float]:
     """Seconds of a step, the mean over networks that take turns, and what all first ones take more.
 
-    The objective keeps as many graphs as it would in a run. Unless `twice`, a long step is not made
-    a second time.
+    Unless `twice`, a long step is not made a second time.
     """
-    config, learned = asked.recipe.objective, syn.by_tensor(asked.recipe.outer.optim)
+    learned = syn.by_tensor(asked.recipe.outer.optim)
     seconds, more = 0.0, 0.0
     objectives = turns.alone(objective)
     for one in objectives:
-        memory = runtime.available_memory(asked.device)
-        config.choose(one, config.choices(one, syn, memory))
         first, _ = timed(asked.device, partial(turns.gradients, one, syn, learned, 0))
         second = first
         if twice or first < LONG:

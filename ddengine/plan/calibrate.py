@@ -36,7 +36,7 @@ from ddengine.plan.jobs import Job, StandIns, experts_of, started, workable
 from ddengine.plan.trainings import Calls, first_images, seconds_of, testing_seconds
 from ddengine.recipe import BufferConfig, Recipe, as_students
 from ddengine.sets.synthetic import SyntheticSet, total_bytes
-from ddengine.system import files, runtime
+from ddengine.system import dist, files, runtime
 from ddengine.system.configs import to_dict
 from ddengine.system.rng import generator
 from ddengine.types import Experts, Facts
@@ -269,7 +269,7 @@ def distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> dic
     calls = Calls()
     initial, (syn, objective) = run.timed(lambda: prepared(run, recipe, calls))
     for one in turns.alone(objective):
-        chosen = quick.choices(one, syn, runtime.available_memory(device))
+        chosen = quick.choices(one, syn, dist.share_of_memory(device))
         quick.choose(one, chosen)
     initial = labelling * initial + seconds_of(calls)
     step, first, state = _steps(run, syn, objective)

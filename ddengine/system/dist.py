@@ -22,6 +22,7 @@ from torch import Tensor
 from ddengine.system import files
 from ddengine.system.heartbeat import LOST, MEETING, Heartbeat
 from ddengine.system.meeting import agreed_name
+from ddengine.system.runtime import available_memory
 
 Item = TypeVar("Item")
 TIMEOUT = 600.0  # seconds that a silent rank is given
@@ -30,6 +31,8 @@ COLLECTIVE = timedelta(days=1)
 LOOK_EVERY = 0.02  # seconds between two looks at the store
 LINGER = 5.0  # seconds for which the end of other ranks is waited for, after a failure
 CHUNK = 2**22  # bytes of a value in the store, which takes no more than 8 MiB
+# of the environment: how many processes of the same work the one that started this one has at a time
+AT_A_TIME = "DDENGINE_AT_A_TIME"
 
 
 class Lost(Exception):
@@ -173,6 +176,17 @@ def rank() -> int:
 def ranks_here() -> int:
     """How many of the ranks are on this machine, as their launcher says."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _started else 1
+
+
+def share_of_memory(device: torch.device) -> int:
+    """Bytes of the available memory that are for this process, beside others of the same work.
+
+    These are runs of a sweep, and the ranks on this machine, each of which has a CUDA device.
+    """
+    beside = int(os.environ.get(AT_A_TIME, "1"))
+    if device.type != "cuda":
+        beside *= ranks_here()
+    return available_memory(device) // beside
 
 
 def num_ranks() -> int:

@@ -68,7 +68,7 @@ def run_all(tasks: Mapping[str, Task], watcher: Watcher, *, jobs: int, threads: 
     try:
         while True:
             for name, task in itertools.islice(waiting, jobs - len(running)):
-                running.append(_started(name, task, threads))
+                running.append(_started(name, task, threads, min(jobs, len(tasks))))
             if not running:
                 return
             ready = wait([one.receiver for one in running], LOOKED_EVERY)
@@ -104,11 +104,12 @@ class _Running:
     receiver: Connection
 
 
-def _started(name: str, task: Task, threads: int) -> _Running:
+def _started(name: str, task: Task, threads: int, at_a_time: int) -> _Running:
     context = mp.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sender, task, threads), name=name)
-    with script_left_alone((task,)), environment(OMP_NUM_THREADS=str(threads)):
+    told = {"OMP_NUM_THREADS": str(threads), dist.AT_A_TIME: str(at_a_time)}
+    with script_left_alone((task,)), environment(**told):
         process.start()
     sender.close()  # so that the end of the process ends the waiting
     return _Running(name, process, receiver)

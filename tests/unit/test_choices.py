@@ -16,7 +16,7 @@ from ddengine.api import checks, choices, compiling
 from ddengine.commands.words import with_values
 from ddengine.learning import inner, memory
 from ddengine.recipe import resolved
-from ddengine.system import dist, files, runtime
+from ddengine.system import dist, files, pool, runtime
 from ddengine.system.configs import digest
 from ddengine.system.errors import UserError
 from synth import trajectory
@@ -89,7 +89,7 @@ def distilled(world, folder, room, monkeypatch, *, stop_at=None):
         if done == stop_at and title == "distill":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(choices, "available_memory", lambda device: room)
+    monkeypatch.setattr(dist, "available_memory", lambda device: room)
     return ddengine.distill(None, recipe(), store, folder=folder, progress=told)
 
 
@@ -192,6 +192,40 @@ def test_what_compiling_takes_is_measured_once(world, tmp_path, monkeypatch):
         assert stored["compile"] is pays
 
 
+def test_what_compiling_saves_is_measured_again_where_other_graphs_are_kept(
+    world, tmp_path, monkeypatch
+):
+    """Because that is what a compiled step is compared with."""
+    for number, room in enumerate((10**15, 0, 10**15)):
+        monkeypatch.setattr(dist, "available_memory", lambda device, room=room: room)
+        seen = timings(monkeypatch, SLOW)
+        automatic(world, tmp_path / f"run_{number}")
+        assert seen == (["eager"] if number == 2 else ["eager", "compiled"])
+
+
+def test_processes_of_the_same_work_share_the_memory(monkeypatch):
+    """Runs of a sweep, and ranks, which have a CUDA device each."""
+    monkeypatch.setattr(dist, "available_memory", lambda device: 1200)
+    assert dist.share_of_memory(CPU) == 1200
+    monkeypatch.setattr(dist, "ranks_here", lambda: 2)
+    with pool.environment(**{dist.AT_A_TIME: "3"}):
+        assert dist.share_of_memory(CPU) == 200
+        assert dist.share_of_memory(torch.device("cuda")) == 400
+
+
+def processes_at_a_time(report):
+    """A task of a pool."""
+    return os.environ[dist.AT_A_TIME]
+
+
+def test_a_pool_says_how_many_run_at_a_time():
+    said = {}
+    watcher = SimpleNamespace(ended=said.__setitem__, progress=lambda *_: None)
+    pool.run_all(dict.fromkeys("ab", processes_at_a_time), watcher, jobs=4, threads=1)
+    assert {name: end.value for name, end in said.items()} == {"a": "2", "b": "2"}
+    assert dist.AT_A_TIME not in os.environ
+
+
 def test_code_lies_beside_each_run_and_the_environment_stays(world, tmp_path, monkeypatch):
     """Unless the user has named a place."""
     monkeypatch.delenv(compiling.CODE, raising=False)
@@ -285,6 +319,7 @@ def test_a_step_is_timed_as_it_would_be_made(world):
     syn, objective = tiny_set(world[0], lr=0.05), objective_of(world)
     before = {name: tensor.clone() for name, tensor in syn.tensors.items()}
     asked = SimpleNamespace(recipe=recipe(), device=CPU)
+    assert compiling._left_to_the_machine(asked, syn, objective) == [{"kept_graphs": STEPS}]
     seconds, more = compiling._seconds(asked, syn, objective, twice=True)
     assert 0 < seconds < 60 and more >= 0 and objective.kept_graphs == STEPS
     assert all(torch.equal(syn.tensors[name], before[name]) for name in before)
