@@ -31,7 +31,7 @@ COLLECTIVE = timedelta(days=1)
 LOOK_EVERY = 0.02  # seconds between two looks at the store
 LINGER = 5.0  # seconds for which the end of other ranks is waited for, after a failure
 CHUNK = 2**22  # bytes of a value in the store, which takes no more than 8 MiB
-# of the environment: how many processes of the same work the one that started this one has at a time
+# of the environment: how many processes of the same work were started beside this one, with it
 AT_A_TIME = "DDENGINE_AT_A_TIME"
 
 
