@@ -14,7 +14,7 @@ from ddengine import loop as outer
 from ddengine.data import Subset, load_data
 from ddengine.learning import augment, training
 from ddengine.learning.flat import FlatModel, flatten
-from ddengine.learning.inner import ByAutograd, compiled_gradient, eager_gradient
+from ddengine.learning.inner import ByAutograd, compiled_gradient, eager_gradient, inner_gradient
 from ddengine.learning.unroll import unroll
 from ddengine.models import build_model
 from ddengine.objective import Env
@@ -75,16 +75,33 @@ def test_replay_is_flat_in_memory():
 
 
 def test_compiled_equals_eager():
-    """Through Inductor, on the device."""
+    """Through Inductor, on the device: as --compile has it, and the gradient alone."""
     loss, theta, images, labels = problem(width=16)
+    ways = (inner_gradient(loss), inner_gradient(loss, True), ByAutograd(compiled_gradient(loss)))
     grads = []
-    for gradient in (eager_gradient(loss), compiled_gradient(loss)):
+    for way in ways:
         leaf = images.clone().requires_grad_()
         unroll(
-            ByAutograd(gradient), lambda i, k: (i["x"], labels), theta, {"x": leaf}, 3, lr=0.01
+            way, lambda i, k: (i["x"], labels), theta, {"x": leaf}, 3, lr=0.01, backprop="replay"
         ).square().sum().backward()
         grads.append(leaf.grad)
-    assert (grads[0] - grads[1]).norm() / grads[0].norm() < 1e-3
+    for other in grads[1:]:
+        assert (grads[0] - other).norm() / grads[0].norm() < 1e-3
+
+
+@pytest.mark.parametrize("kept", [0, 2, 4])
+def test_kept_graphs_change_nothing(kept):
+    """The gradient of replay, some of whose graphs are kept, on the device."""
+    loss, theta, images, labels = problem(width=16)
+    grads = []
+    for kept_graphs in (0, kept):
+        leaf = images.clone().requires_grad_()
+        unroll(
+            inner_gradient(loss), lambda i, k: (i["x"], labels), theta, {"x": leaf}, 4, lr=0.01,
+            backprop="replay", kept_graphs=kept_graphs,
+        ).square().sum().backward()  # fmt: skip
+        grads.append(leaf.grad)
+    assert (grads[0] - grads[1]).norm() / grads[0].norm() < 1e-4
 
 
 @pytest.mark.parametrize("op", DSA_OPS)
