@@ -6,6 +6,7 @@ Of runs as `equal_bytes.py` writes them: those of `table.collect`, with the `cel
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import common
@@ -71,7 +72,7 @@ class Point:
 
 
 def points(runs: Sequence[Run], kinds: Sequence[str] = ("distilled",)) -> list[Point]:
-    """The sets of some kinds, each once: of several distillations their mean.
+    """The sets of some kinds, each once: of several distillations their mean, also in bytes.
 
     The interval of several distillations is Student's t of their means, of one that of its
     networks. Sets of which all networks of a distillation diverged have no point.
@@ -81,15 +82,17 @@ def points(runs: Sequence[Run], kinds: Sequence[str] = ("distilled",)) -> list[P
         if any(row["accuracy_mean"] is None for row in of_place):
             continue
         told = spread([row["accuracies"] for row in of_place])
-        first = of_place[0]
+        sizes = {"images": [row["images"] for row in of_place]}
+        sizes["num_bytes"] = [row["bytes"] for row in of_place]
+        sizes["label_bytes"] = [row["ledger"]["labels"] for row in of_place]
+        means = {name: round(fmean(values)) for name, values in sizes.items()}
         mean = told["accuracy_mean"]
         low, high = told["ci95"] or (mean, mean)
         made.append(
             Point(
-                method=method, budget=budget, form=form, kind=kind, images=first["images"],
-                num_bytes=first["bytes"], label_bytes=first["ledger"]["labels"], mean=mean,
-                ci95=(low, high), distillations=told["num_distillations"],
-                networks=_networks(of_place), diverged=_diverged(of_place),
+                method=method, budget=budget, form=form, kind=kind, mean=mean, ci95=(low, high),
+                distillations=told["num_distillations"], networks=_networks(of_place),
+                diverged=_diverged(of_place), **means,
             )
         )  # fmt: skip
     return made
