@@ -4,14 +4,14 @@
 
 The same command goes on, to the bit, after the last hour or a kill: what runs when the hours are
 over is stopped after its step. Cells are done in the order of CELLS; a whole recipe is run, but
-where a row says what was cut. Cells that are cut to the hours have as many outer steps as
-`run.py estimate` expects to fit into what is left of them, chosen once: for more of them name other
-folders. Writes published_cells.json and .md into docs/results (--out) after every cell; runs, and
-the output of their commands, lie in runs/cells (--runs). Cells that the JSON holds with a figure
-are not made again, so that one machine can go on after another; without the file all are. Two
-commands for different cells may run at the same time. --rehearse tries every command at a size that
-takes seconds, and writes into --runs where no --out is given. No timings should be taken while this
-runs.
+where a row says what was cut. Cells that are cut to the hours have as many outer steps as `run.py
+estimate` expects to fit into what is left of them, chosen once; in other folders (--out, --runs)
+they are made anew, with those that fit then. Writes published_cells.json and .md into docs/results
+(--out) after every cell; runs, and the output of their commands, lie in runs/cells (--runs). Cells
+that the JSON holds with a figure are not made again, so that one machine can go on after another;
+without the file all are. Two commands for different cells may run at the same time. --rehearse
+tries every command at a size that takes seconds, and writes into --runs where no --out is given. No
+timings should be taken while this runs.
 """
 
 import json

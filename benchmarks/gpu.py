@@ -98,11 +98,13 @@ def main(settings: Settings, every: Sequence[Part] = ()) -> int:
     began = time.monotonic()
     files.make_folder(settings.out)
     path = settings.out / PARTS
-    before: dict[str, Any] = files.read_json(path) if path.is_file() else {"parts": {}}
-    if before.get("rehearsal", settings.rehearse) != settings.rehearse:
-        what = "a rehearsal" if before["rehearsal"] else "results of a GPU"
-        sys.exit(f"{settings.out} holds {what}; name another folder with --out.")
-    known: dict[str, Any] = dict(before["parts"])
+    known: dict[str, Any] = {}
+    if path.is_file():
+        before = files.read_json(path)
+        if before.get("rehearsal") is not settings.rehearse:
+            what = "a rehearsal" if before.get("rehearsal", True) else "results of a GPU"
+            sys.exit(f"{settings.out} holds {what}; name another folder with --out.")
+        known = dict(before["parts"])
     left = in_order(every or parts(settings), known)
     while left:
         remaining = settings.seconds - (time.monotonic() - began)

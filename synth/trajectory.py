@@ -386,7 +386,7 @@ class TrajectoryObjective(Objective):
         joined = torch.cat(batches).to(device)  # one copy, not one in each inner step
         indices = joined.split(sizes)
         if config.labels == "target":
-            used = joined.unique()  # how many the host must read
+            used = joined.unique()  # the host waits for their number
             labels = self._labels(segment, syn, used)
         else:
             used, labels = joined, None

@@ -154,8 +154,8 @@ def _if_it_pays(
         log.say(f"{'compiled' if pays else 'not compiled'}, by what was measured before")
         return make() if pays else None
     other = make()
-    _left_to_the_machine(asked, syn, other)
     try:
+        _left_to_the_machine(asked, syn, other)
         each, more = _seconds(asked, syn, other, twice=True)
     except RuntimeError as error:  # of the compiler, such as that there is none
         log.say(f"not compiled, as that failed: {str(error).strip().splitlines()[0]}")
@@ -189,16 +189,22 @@ def _known(path: Path | None) -> Measured | None:
     return Measured(float(content["seconds"]), float(content["share"]))
 
 
-def _left_to_the_machine(asked: Asked, syn: SyntheticSet, objective: Objective) -> list[Json]:
-    """What each objective of a run would leave to the machine now, and does from now on."""
+def _left_to_the_machine(
+    asked: Asked, syn: SyntheticSet, objective: Objective
+) -> list[dict[str, bool]]:
+    """Choose for each objective what a run leaves to the machine; of every number whether it is 0.
+
+    The numbers follow the memory that is free at the moment.
+    """
     config, left = asked.recipe.objective, []
     for one in turns.alone(objective):
-        left.append(config.choices(one, syn, dist.share_of_memory(asked.device)))
-        config.choose(one, left[-1])
+        chosen = config.choices(one, syn, dist.share_of_memory(asked.device))
+        config.choose(one, chosen)
+        left.append({name: bool(value) for name, value in chosen.items()})
     return left
 
 
-def _key(asked: Asked, left: list[Json]) -> str:
+def _key(asked: Asked, left: list[dict[str, bool]]) -> str:
     """What decides how long compiling takes, and what it saves."""
     values = resolved(asked.recipe)
     parts = {part: values.get(part) for part in DECIDE}

@@ -18,6 +18,7 @@ from ddengine.learning import training
 from ddengine.learning.training import Labels
 from ddengine.recipe import EvalConfig
 from ddengine.sets import coreset
+from ddengine.sets.codec import Codec
 from ddengine.sets.coreset import random_index
 from ddengine.sets.synthetic import SyntheticSet, coded
 from ddengine.system import log
@@ -102,7 +103,8 @@ def of_codec(
             labels=labels,
             distilled=True,
         )
-    per_class = syn.codec.per_item * math.ceil(stored / len(syn.class_names))
+    codec, equal = syn.codec.of_real_images(), None
+    per_class = codec.per_item * math.ceil(stored / len(syn.class_names))
     members = list(map(len, bench.data.train.members))
     if per_class > min(members):
         few = bench.data.class_names[members.index(min(members))]
@@ -111,17 +113,20 @@ def of_codec(
             "ones"
         )
         return
-    # so many updates also where real images are as many as the bytes of the set hold
-    equal = None if syn.codec.holding(1) is None else steps
-    random_sets = coded_once(partial(_random_coded, bench, syn))
+    if codec.holding(1) is not None:
+        items = _items_within(bench, codec, syn.nbytes, per_class // codec.per_item)
+        codec, per_class, equal = codec.holding(items) or codec, items * codec.per_item, steps
+    random_sets = coded_once(partial(_random_coded, bench, codec, per_class))
     yield Contender("random_coded", random_sets, several_draws=True, steps=equal)
     if "herding" in config.baselines:
-        coded_selection = coded_once(partial(_selection_coded, bench, syn, looking))
+        selection = looking.selection("herding", per_class)
+        coded_selection = cache(partial(_selection_coded, bench, codec, selection))
+        examples = per_class // codec.per_item * len(distilled) // stored  # of a class
         yield Contender(
             "herding_coded",
-            coded_selection,
-            selection=looking.selection("herding", per_class),
-            num=len(distilled),
+            lambda draw: coded_selection(),
+            selection=selection,
+            num=examples * len(syn.class_names),
             steps=equal,
             through=looking.full,
         )
@@ -157,67 +162,62 @@ def _base(syn: SyntheticSet, distilled: Decoded, natural: int) -> Decoded:
     )
 
 
-def _random_coded(bench: Bench, syn: SyntheticSet, draw: int) -> Decoded:
-    """Random real images in the codec of a set."""
-
-    def chosen(per_class: int) -> Tensor:
-        rng = generator(bench.seed, "random_coded", draw)
-        return random_index(bench.data.train, per_class, bench.data.class_names, rng)
-
-    return _coded(bench, syn, chosen)
+def _random_coded(bench: Bench, codec: Codec, per_class: int, draw: int) -> Decoded:
+    """Random real images in a codec."""
+    return freeze(_random_set(bench, codec, per_class, draw), bench.device)
 
 
-def _selection_coded(bench: Bench, syn: SyntheticSet, looking: "Looking", draw: int) -> Decoded:
-    """The images of a coreset in the codec of a set."""
-
-    def chosen(per_class: int) -> Tensor:
-        selection = looking.selection("herding", per_class)
-        return torch.tensor(bench.memo(selection.key, selection.choose))
-
-    return _coded(bench, syn, chosen)
+def _random_set(bench: Bench, codec: Codec, per_class: int, draw: int) -> SyntheticSet:
+    """The same before it is decoded."""
+    rng = generator(bench.seed, "random_coded", draw)
+    index = random_index(bench.data.train, per_class, bench.data.class_names, rng)
+    return _coded(bench, codec, index)
 
 
-def _coded(bench: Bench, syn: SyntheticSet, chosen: Callable[[int], Tensor]) -> Decoded:
-    """Real images as the codec of a set ships them: as many items, or bytes where it compresses.
+def _selection_coded(bench: Bench, codec: Codec, selection: Selection) -> Decoded:
+    """The images of a coreset in a codec."""
+    index = bench.memo(selection.key, selection.choose)
+    return freeze(_coded(bench, codec, torch.tensor(index)), bench.device)
 
-    `chosen` gives the places of so many images of each class, class by class.
-    """
+
+def _coded(bench: Bench, codec: Codec, index: Tensor) -> SyntheticSet:
+    """Real images (n,), class by class, as a codec ships them."""
     train, names = bench.data.train, bench.data.class_names
-
-    def made(items: int) -> SyntheticSet:
-        codec = syn.codec.holding(items) or syn.codec
-        index = chosen(items * codec.per_item)
-        classes = train.labels[index.to(train.device)][:: codec.per_item]
-        return coded(codec, train.images(index), classes, names, train.preprocess).shipped()
-
-    items = math.ceil(len(syn.classes) / len(syn.class_names))
-    if syn.codec.holding(items) is None:
-        return freeze(made(items), bench.device)
-    most = min(map(len, train.members)) // syn.codec.per_item
-    return freeze(largest_within(syn.nbytes, made, items, most), bench.device)
+    classes = train.labels[index.to(train.device)][:: codec.per_item]
+    return coded(codec, train.images(index), classes, names, train.preprocess).shipped()
 
 
-def largest_within(
-    num_bytes: int, made: Callable[[int], SyntheticSet], first: int, most: int
-) -> SyntheticSet:
-    """The largest set within so many bytes, of 1 to `most` items a class; `first` is a guess.
+def _items_within(bench: Bench, codec: Codec, num_bytes: int, first: int) -> int:
+    """Items of a class that so many bytes hold, of random real images in a codec that compresses.
 
-    The next guess follows from the bytes of an item in the last one. Of one item a class where even
-    that takes more.
+    By the first draw. `first` is a guess.
+    """
+
+    def bytes_of(items: int) -> int:
+        holding = codec.holding(items)
+        assert holding is not None
+        return _random_set(bench, holding, items * codec.per_item, draw=0).nbytes
+
+    most = min(map(len, bench.data.train.members)) // codec.per_item
+    return most_within(num_bytes, bytes_of, first, most)
+
+
+def most_within(num_bytes: int, bytes_of: Callable[[int], int], first: int, most: int) -> int:
+    """The largest number from 1 to `most` of which so many bytes are enough; 1 where none is.
+
+    `bytes_of` grows nearly evenly, and is asked as seldom as may be, of `first` first.
     """
     fits, too_many = 0, most + 1
-    best: SyntheticSet | None = None
-    items = min(first, most)
+    number = min(first, most)
     while True:
-        found = made(items)
-        if found.nbytes <= num_bytes:
-            fits, best = items, found
+        needed = bytes_of(number)
+        if needed <= num_bytes:
+            fits = number
         else:
-            too_many = items
-        guess = items * num_bytes // found.nbytes
-        items = min(max(guess, fits + 1), too_many - 1)
-        if items <= fits:
-            return best or found
+            too_many = number
+        number = min(max(number * num_bytes // needed, fits + 1), too_many - 1)
+        if number <= fits:
+            return max(1, fits)
 
 
 # Real images.

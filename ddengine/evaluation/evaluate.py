@@ -54,7 +54,7 @@ from ddengine.types import Facts, Json
 
 # form of what is remembered of an interrupted evaluation; what an older program left is computed
 # again
-MEMO = 2
+MEMO = 3
 QUICK_NETWORKS = 3  # of each row of a quick evaluation
 AT_ONCE = 2**24  # pixel values of a set that are decoded at a time
 

@@ -64,11 +64,12 @@ def run_all(tasks: Mapping[str, Task], watcher: Watcher, *, jobs: int, threads: 
     for name, task in tasks.items():
         _check(name, task)
     waiting = dist.shared_out(list(tasks.items()), "tasks")
+    at_a_time = min(jobs, len(tasks)) * dist.ranks_here()
     running: list[_Running] = []
     try:
         while True:
             for name, task in itertools.islice(waiting, jobs - len(running)):
-                running.append(_started(name, task, threads, min(jobs, len(tasks))))
+                running.append(_started(name, task, threads, at_a_time))
             if not running:
                 return
             ready = wait([one.receiver for one in running], LOOKED_EVERY)

@@ -112,7 +112,7 @@ def _coded(like: Recipe, method: str) -> list[Recipe]:
 def _mixed(like: Recipe, method: str) -> Recipe:
     """The harder half of ten images stays real, the easier half is learned.
 
-    Half as many of the hardest are passed over, as published for 250 images of a class.
+    Before them the five hardest are passed over, the share published for 250 images of a class.
     """
     init = InitConfig(kind="el2n", order="hardest", skip=0.5)
     name = f"{method}/fashion_mnist_ipc10_mixed_small"

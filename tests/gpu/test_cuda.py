@@ -89,7 +89,7 @@ def test_compiled_equals_eager():
         assert (grads[0] - other).norm() / grads[0].norm() < 1e-3
 
 
-@pytest.mark.parametrize("kept", [0, 2, 4])
+@pytest.mark.parametrize("kept", [2, 4])
 def test_kept_graphs_change_nothing(kept):
     """The gradient of replay, some of whose graphs are kept, on the device."""
     loss, theta, images, labels = problem(width=16)

@@ -232,9 +232,14 @@ def test_parts_go_on_in_a_second_call(tmp_path):
     ]
     second = [part(tmp_path, name) for name in ("fails", "long", "quick")]
     assert gpu.main(asked, second) == 0
-    # what a rehearsal has done is not done on a GPU
+    rehearsal = gpu.Settings(seconds=60, out=tmp_path, rehearse=True)
     with pytest.raises(SystemExit, match="holds results of a GPU; name another folder"):
-        gpu.main(gpu.Settings(seconds=60, out=tmp_path, rehearse=True), second)
+        gpu.main(rehearsal, second)
+    # what a rehearsal has done, or a program that did not say so, is not done on a GPU
+    for said in ({"rehearsal": True}, {}):
+        files.write_json(tmp_path / gpu.PARTS, {"parts": {}} | said)
+        with pytest.raises(SystemExit, match="holds a rehearsal; name another folder"):
+            gpu.main(asked, second)
     assert [ran(tmp_path, name) for name in ("fails", "long", "quick")] == [2, 1, 1]
 
 

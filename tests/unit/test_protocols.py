@@ -14,12 +14,12 @@ from rich.console import Console
 from ddengine.data import load_data
 from ddengine.evaluation import tables
 from ddengine.evaluation.bench import Bench
-from ddengine.evaluation.contenders import largest_within, of_codec
+from ddengine.evaluation.contenders import most_within, of_codec
 from ddengine.evaluation.decoded import freeze
 from ddengine.evaluation.evaluate import evaluate
 from ddengine.learning import training
 from ddengine.recipe import DSA_OPS, AugmentConfig, DataConfig, EvalConfig
-from ddengine.sets.codec import CODECS, MultiFormation
+from ddengine.sets.codec import CODECS, MultiFormation, Quantised
 from ddengine.sets.coreset import random_index
 from ddengine.sets.synthetic import coded
 from ddengine.system.errors import UserError
@@ -205,43 +205,62 @@ def test_random_tiles_are_what_the_codec_makes_of_random_images(data):
 def test_real_images_in_a_codec_are_what_it_ships(data, name):
     """A codec may learn more than it ships: beside a set stands what as many bytes decode to."""
     codec, items = CODECS[name]().small().fit(2, data.image_shape, data.num_classes)
-    classes = torch.arange(data.num_classes).repeat_interleave(items)
 
-    def in_codec(codec, *seed):
-        num = items * codec.per_item
-        index = random_index(data.train, num, data.class_names, generator(*seed))
+    def in_codec(codec, items, *seed):
+        index = random_index(data.train, items * codec.per_item, data.class_names, generator(*seed))
         images, preprocess = data.train.images(index), data.train.preprocess
+        classes = torch.arange(data.num_classes).repeat_interleave(items)
         return coded(codec, images, classes, data.class_names, preprocess).shipped()
 
-    syn = in_codec(codec, 0, "init")
+    syn = in_codec(codec, items, 0, "init")
     bench = SimpleNamespace(data=data, config=SHORT, seed=0, device=CPU)
     (row,) = [
         who for who in of_codec(bench, syn, freeze(syn, CPU), None) if who.name == "random_coded"
     ]
-    shipped = in_codec(syn.codec, 0, "random_coded", 0)
+    beside = syn.codec.of_real_images()
+    if beside.holding(1) is not None:  # other images are compressed otherwise
+        items = len(row.sets(0)) // data.num_classes
+        one_more = in_codec(beside.holding(items + 1), items + 1, 0, "random_coded", 0)
+        assert row.sets(0).ledger != one_more.ledger and one_more.nbytes > syn.nbytes
+        assert sum(row.sets(0).ledger.values()) <= syn.nbytes
+        assert len(row.sets(0)) == len(row.sets(1)) == len(row.sets(2))
+        beside = beside.holding(items)
+    shipped = in_codec(beside, items, 0, "random_coded", 0)
     found = row.sets(0)
     assert torch.equal(found.images, shipped.batch(torch.arange(len(shipped))).images)
     assert found.ledger == shipped.ledger
+
+
+def test_networks_on_draws_of_compressed_images_are_trained_together(data):
+    """All draws have as many images, those of a coreset too, for the updates of the set."""
+    codec, items = Quantised(bits=8).fit(3, data.image_shape, data.num_classes)
+    index = random_index(data.train, items, data.class_names, generator(0, "init"))
+    classes = torch.arange(data.num_classes).repeat_interleave(items)
+    noise = torch.randn(len(index), *data.image_shape, generator=generator(1))
+    syn = coded(codec, noise, classes, data.class_names, data.train.preprocess).shipped()
+    config = replace(SHORT, baselines=("herding",), num_networks=4)
+    rows = rows_of(syn, data, config)
+    for name in ("random_coded", "herding_coded"):
+        assert rows[name]["images"] > rows["distilled"]["images"]
+        assert rows[name]["steps"] == rows["distilled"]["steps"]
+        assert rows[name]["n"] == 4
 
 
 @pytest.mark.parametrize("power", [0.9, 1.5])
 @pytest.mark.parametrize("num_bytes", [5, 105, 150, 1000])
 @pytest.mark.parametrize("most", [15, 99])
 @pytest.mark.parametrize("first", [1, 10, 17, 60])
-def test_the_largest_set_within_some_bytes(first, most, num_bytes, power):
-    """Of bytes that do not grow evenly; one item a class where even that has more."""
+def test_the_largest_number_within_some_bytes(first, most, num_bytes, power):
+    """Of bytes that do not grow evenly; 1 where even that has more."""
     tried = []
 
-    def size(items):
-        return int(90 + 12 * items**power)
+    def size(number):
+        tried.append(number)
+        return int(90 + 12 * number**power)
 
-    def made(items):
-        tried.append(items)
-        return SimpleNamespace(items=items, nbytes=size(items))
-
-    within = [items for items in range(1, most + 1) if size(items) <= num_bytes]
-    found = largest_within(num_bytes, made, first, most)
-    assert found.items == max(within, default=1)
+    within = [number for number in range(1, most + 1) if size(number) <= num_bytes]
+    tried.clear()
+    assert most_within(num_bytes, size, first, most) == max(within, default=1)
     assert len(tried) == len(set(tried)) < 25 and max(tried) <= most
 
 

@@ -49,6 +49,10 @@ class Hallucinated(WithinBytes):
         """The hallucinators."""
         return "hallucinators"
 
+    def of_real_images(self) -> Codec:
+        """With hallucinators that change nothing but the border, where random ones add noise."""
+        return replace(self, spread=0.0)
+
     def small(self) -> Codec:
         """With two hallucinators at most."""
         return replace(self, styles=min(self.styles, 2), items=2)
@@ -105,9 +109,9 @@ class Hallucinated(WithinBytes):
         return decoded_in_parts(images_of, index, 9 * math.prod(self.image_shape))
 
     def ship(self, tensors: Tensors, preprocess: Preprocess) -> tuple[Codec, dict[str, Tensor]]:
-        """In float16; images that are packed anew in this codec are seen as they are."""
+        """In float16."""
         names = ("images", "kernels", "biases", "maps")
-        return replace(self, spread=0.0), {
+        return self, {
             **tensors,
             **{name: tensors[name].half() for name in names},
         }

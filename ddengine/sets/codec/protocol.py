@@ -67,6 +67,10 @@ class Codec(Protocol):
         """
         return False
 
+    def of_real_images(self) -> "Codec":
+        """The codec in which real images that nobody learned stand beside a set."""
+        return self
+
     def holding(self, items: int) -> "Codec | None":
         """The codec of so many items of a class, where what is shipped is compressed; else None.
 

@@ -36,7 +36,7 @@ class SparseTokens(NearImages):
     Shipped: the `kept` largest coefficients of each head in magnitude, and their places in 16 bits;
     all numbers in float16. As published, the set that is evaluated is sparse and the one that is
     learned is not, which takes sparsity and many steps; `sparse_while_learned` decodes what will be
-    shipped at every step, and of coefficients only those that are kept then have a gradient.
+    shipped at every step, so that of the images only kept coefficients have a gradient.
     """
 
     WORKS: ClassVar[tuple[str, ...]] = ("wei2023speed",)
