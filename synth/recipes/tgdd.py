@@ -47,6 +47,7 @@ JUDGE = {1: 2.5, 10: 2.5, 50: 0.5}  # images per class -> weight of the judge
 NOTED = {
     "cifar10": {1: None, 10: 71.9, 50: 76.5},
     "cifar100": {1: None, 10: 51.3, 50: 54.6},
+    "tiny_imagenet": {10: 29.3, 50: 30.9},
 }
 NOTE = "With another --ipc set the pixel rate and the weight of the judge too."
 
