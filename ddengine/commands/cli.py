@@ -15,6 +15,7 @@ import tyro
 from ddengine.api.outcomes import Outcome
 from ddengine.commands.options import Waits
 from ddengine.commands.process import is_first
+from ddengine.recipe import PARTS
 from ddengine.system import claims, dist, files, log, program, signals
 from ddengine.system.errors import UserError
 
@@ -104,6 +105,9 @@ def sentence(complaint: str, prog: str) -> str:
     flags = [m for line in lines if (m := re.match(r"--\w[\w.-]*", line)) and "help" not in line]
     near = sorted({m.group() for m in flags} - set(wrong.split()))[:3]
     asks = f"; did you mean {' or '.join(near)}" if near and "nrecognized" in wrong else ""
+    part = re.search(rf"--({'|'.join(PARTS)})(?![\w.])", wrong)
+    if part is not None and "nrecognized" in wrong:
+        asks = f"; take it from another recipe with --take {part[1]}=RECIPE"
     return f"{wrong}{asks} (see {prog} --help)."
 
 

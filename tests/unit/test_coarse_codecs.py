@@ -319,7 +319,9 @@ def test_a_budget_of_another_form_is_refused(budget):
 def test_the_smallest_budget_that_would_do_is_named(name):
     codec = COARSE[name]
     needed = codec.shipped_bytes(1, SHAPE, CLASSES)
-    with pytest.raises(UserError, match=f"which take {needed}; set --budget {needed},"):
+    with pytest.raises(
+        UserError, match=f"whose smallest set takes {needed}; set --budget {needed},"
+    ):
         codec.within(needed - 1, SHAPE, CLASSES)
     assert codec.within(needed, SHAPE, CLASSES)[1] == 1
 

@@ -171,7 +171,7 @@ def test_extreme_values_are_stored_as_they_can_be():
             r"codec.patch 99 is larger than images of \d+ x \d+ pixels; set \d+ at most",
         ),
         ({"items": 99}, "codec.items 99 do not fit into 3432 bytes, which hold"),
-        ({"bits": 8, "region": "patch", "patch": 2, "budget": "u8"}, "which take"),
+        ({"bits": 8, "region": "patch", "patch": 2, "budget": "u8"}, "whose smallest set takes"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, words):
@@ -184,7 +184,7 @@ def test_the_smallest_budget_that_would_do_is_named():
     with pytest.raises(UserError) as refused:
         codec.fit(1, SHAPE, CLASSES)
     needed = codec.bytes_of(CLASSES, SHAPE)
-    assert f"take {needed};" in str(refused.value) and needed > CLASSES * math.prod(SHAPE)
+    assert f"takes {needed};" in str(refused.value) and needed > CLASSES * math.prod(SHAPE)
 
 
 def test_damaged_codes_are_told():

@@ -148,8 +148,8 @@ class Codec(Protocol):
             held = "no image" if least == 1 else f"less than the {least} images"
             raise UserError(
                 f"A budget of {num_bytes} bytes holds {held} of each of {num_classes} classes in "
-                f"the codec {type(self).__name__}, which take {needed}; set --budget {needed}, "
-                "raise ipc, or make the codec's parts smaller."
+                f"the codec {type(self).__name__}, whose smallest set takes {needed}; set --budget "
+                f"{needed}, raise ipc, or make the codec's parts smaller."
             )
         above = 2 * least
         while fits(above):
