@@ -272,9 +272,7 @@ COMMANDS = [
         "did you mean",
         "--outer.optim.images.lr",
     ),
-    case(
-        "part-as-a-flag", f"distill {RECIPE} --codec quantised", "--take codec=RECIPE", "--codec"
-    ),
+    case("part-as-a-flag", f"distill {RECIPE} --codec quantised", "--take codec=RECIPE", "--codec"),
     case("stray-word", f"distill {RECIPE} quickly", "quickly", "--help"),
     case("value-missing", f"distill {RECIPE} --outer.steps", "--outer.steps", "value"),
     case(
