@@ -16,9 +16,10 @@ command resumes.
     ... --tiny                                     the same in minutes; no figure says anything
 
 Runs go to runs/equal_bytes_NAME; JSON, table with text, and picture to
-docs/results/equal_bytes_NAME.*. Rows that the JSON holds are not made again, so that a table can be
-made on one machine after another; without the file all are. What of the screening went on is chosen
-once and stored in runs/equal_bytes_final/chosen.json.
+docs/results/equal_bytes_NAME.*. Rows that the JSON holds are not made again, whatever has changed
+since, so that a table can be made on one machine after another; those that are taken out of it are,
+and without the file all. What of the screening went on is chosen once, by test accuracy, and stored
+in runs/equal_bytes_final/chosen.json.
 """
 
 import json
