@@ -82,17 +82,16 @@ def points(runs: Sequence[Run], kinds: Sequence[str] = ("distilled",)) -> list[P
         if any(row["accuracy_mean"] is None for row in of_place):
             continue
         told = spread([row["accuracies"] for row in of_place])
-        sizes = {"images": [row["images"] for row in of_place]}
-        sizes["num_bytes"] = [row["bytes"] for row in of_place]
-        sizes["label_bytes"] = [row["ledger"]["labels"] for row in of_place]
-        means = {name: round(fmean(values)) for name, values in sizes.items()}
         mean = told["accuracy_mean"]
         low, high = told["ci95"] or (mean, mean)
         made.append(
             Point(
-                method=method, budget=budget, form=form, kind=kind, mean=mean, ci95=(low, high),
-                distillations=told["num_distillations"], networks=_networks(of_place),
-                diverged=_diverged(of_place), **means,
+                method=method, budget=budget, form=form, kind=kind,
+                images=round(fmean(row["images"] for row in of_place)),
+                num_bytes=round(fmean(row["bytes"] for row in of_place)),
+                label_bytes=round(fmean(row["ledger"]["labels"] for row in of_place)),
+                mean=mean, ci95=(low, high), distillations=told["num_distillations"],
+                networks=_networks(of_place), diverged=_diverged(of_place),
             )
         )  # fmt: skip
     return made

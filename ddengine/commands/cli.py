@@ -102,13 +102,18 @@ def sentence(complaint: str, prog: str) -> str:
     # our own sentences already name the field
     wrong = re.sub(r"^(?:recipe\.)?([\w.]+): (?=\1\b)", "", wrong).removeprefix("recipe.")
     wrong = re.sub(r"\. ([A-Z])", lambda m: f"; {m[1].lower()}", wrong.split(". Got errors")[0])
+    advice = _meant(wrong, lines) if "nrecognized" in wrong else ""
+    return f"{wrong}{advice} (see {prog} --help)."
+
+
+def _meant(wrong: str, lines: list[str]) -> str:
+    """What may have been meant by flags that there are not: of a part, or of those in `lines`."""
+    part = re.search(rf"--({'|'.join(PARTS)})(?![\w.])", wrong)
+    if part is not None:
+        return f"; take it from another recipe with --take {part[1]}=RECIPE"
     flags = [m for line in lines if (m := re.match(r"--\w[\w.-]*", line)) and "help" not in line]
     near = sorted({m.group() for m in flags} - set(wrong.split()))[:3]
-    asks = f"; did you mean {' or '.join(near)}" if near and "nrecognized" in wrong else ""
-    part = re.search(rf"--({'|'.join(PARTS)})(?![\w.])", wrong)
-    if part is not None and "nrecognized" in wrong:
-        asks = f"; take it from another recipe with --take {part[1]}=RECIPE"
-    return f"{wrong}{asks} (see {prog} --help)."
+    return f"; did you mean {' or '.join(near)}" if near else ""
 
 
 def run(command: Callable[[], None]) -> int:

@@ -3,8 +3,8 @@
 Values of the published cells: the released program of EVLF (github.com/wenqi-cai297/
 earlyfusion-for-dd): Stable Diffusion's encoder and text tower and DiT-XL/2 at 256 pixels, all
 frozen; 50 steps, guidance 0.1 towards centres of k-means for the first half of them, weight 4 of
-the class. Their weights must be there: see docs/generative.md. No figure was read: a
-summary by others quotes the tables.
+the class. Their weights must be there: see docs/generative.md. No figure was read: a summary by
+others quotes the tables.
 
 The small recipes train encoder and denoiser here, on Fashion-MNIST, the digits and CIFAR-10. What a
 generator of their size can show is little: they are for looking at each part.

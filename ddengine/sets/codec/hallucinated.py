@@ -111,10 +111,7 @@ class Hallucinated(WithinBytes):
     def ship(self, tensors: Tensors, preprocess: Preprocess) -> tuple[Codec, dict[str, Tensor]]:
         """In float16."""
         names = ("images", "kernels", "biases", "maps")
-        return self, {
-            **tensors,
-            **{name: tensors[name].half() for name in names},
-        }
+        return self, {**tensors, **{name: tensors[name].half() for name in names}}
 
     def dims(self, tensors: Tensors) -> Mapping[str, int]:
         """Images and hallucinators."""
