@@ -21,6 +21,7 @@ class in the images, and NCFM with another distance:
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Generic, Self, TypeVar
 
 import torch
@@ -28,6 +29,7 @@ from torch import Generator, Tensor
 
 from ddengine.learning import augment
 from ddengine.learning.flat import FlatModel
+from ddengine.learning.graphs import computation
 from ddengine.learning.losses import task_loss
 from ddengine.objective import Env, Objective, ObjectiveConfig, network_bytes
 from ddengine.recipe import AugmentConfig, require
@@ -51,7 +53,9 @@ NetworksT = TypeVar("NetworksT", bound=Networks)
 DistanceT = TypeVar("DistanceT", bound=Distance)
 
 
-def judged(model: FlatModel, theta: Tensor, images: Tensor, each: int, first: int) -> Tensor:
+def judged(
+    model: FlatModel, theta: Tensor, images: Tensor, each: int, first: int | Tensor
+) -> Tensor:
     """The sum over classes of the cross-entropy of a network with parameters `theta` (P,).
 
     Of images (G * each, C, H, W), of which `each` in a row are of one class; the first class is
@@ -197,8 +201,7 @@ class DistributionObjective(Objective):
         self.width = feature_width(env)
         self.train = training_gradient(env)
         self.embed = env.model.embed
-        if env.compile:
-            self.embed = torch.compile(env.model.embed)
+        self.computed = computation(env.compile)
 
     def init(self, rng: Generator) -> dict[str, Tensor]:
         """What the networks and the distance keep."""
@@ -271,7 +274,8 @@ class DistributionObjective(Objective):
         for part in parts(classes, seen.real_at_once):
             images = self.env.real.images(seen.real[part].flatten())
             images = augment.apply(self.config.augment, images, seen.draw.part(part))
-            yield self.embed(seen.theta, images).unflatten(0, (-1, seen.real.shape[1]))
+            embedded = self.computed("features", self._embedded, seen.theta, images)
+            yield embedded.unflatten(0, (-1, seen.real.shape[1]))
 
     @torch.no_grad()
     def _features_of_ranks(self, seen: "Seen") -> Iterator[Tensor]:
@@ -285,14 +289,40 @@ class DistributionObjective(Objective):
             dist.total([features])
             yield from features.split(seen.at_once)
 
+    def _embedded(self, theta: Tensor, images: Tensor) -> Tensor:
+        """The features (N, D) of images."""
+        return self.embed(theta, images)
+
     def _loss(self, seen: "Seen", classes: slice, comparison: "Comparison", real: Tensor) -> Tensor:
         """That of some classes, of whose real images `real` is the summary."""
-        weight = self.config.judge
-        images = self._images(seen, classes)
-        loss = comparison.loss(real, comparison.syn(images, seen.each))
-        if seen.judge is None or not weight:
+        images, each = self._images(seen, classes), seen.each
+        names = tuple(comparison.draw)
+        given = (real, seen.theta, images, *comparison.draw.values())
+        apart = partial(self._apart, each, names)
+        loss = self.computed.loss(("distance", each, names), apart, *given)
+        if seen.judge is None or not self.config.judge:
             return loss
-        return loss + weight * judged(self.env.model, seen.judge, images, seen.each, classes.start)
+        first = torch.full((), classes.start, device=images.device)
+        given = (seen.judge, images, first)
+        of_judge = self.computed.loss(("judge", each), partial(self._judged, each), *given)
+        return loss + self.config.judge * of_judge
+
+    # Functions of tensors alone, which are computed eagerly or as graphs.
+
+    def _apart(
+        self, each: int, names: Sequence[str], real: Tensor, theta: Tensor, images: Tensor,
+        *drawn: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """The distance of images, of which `each` in a row are of one class, from a summary.
+
+        `names` are those of what the distance drew.
+        """
+        comparison = Comparison(self, theta, dict(zip(names, drawn, strict=True)))
+        return comparison.loss(real, comparison.syn(images, each))
+
+    def _judged(self, each: int, theta: Tensor, images: Tensor, first: Tensor) -> Tensor:
+        """See `judged`."""
+        return judged(self.env.model, theta, images, each, first)
 
     def _images(self, seen: "Seen", classes: slice) -> Tensor:
         """The augmented decoded images of some classes, all those of a class in a row."""

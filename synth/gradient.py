@@ -16,12 +16,14 @@ them.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic, Literal, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from ddengine.learning import augment
+from ddengine.learning.graphs import computation
 from ddengine.learning.inner import eager_gradient
 from ddengine.learning.losses import task_loss
 from ddengine.objective import VECTORS, Env, Objective, ObjectiveConfig, network_bytes
@@ -44,6 +46,7 @@ NetworksT = TypeVar("NetworksT", bound=Networks)
 
 Metric = Literal["layerwise", "mse", "l1", "cos"]
 Tensors = Literal["weights", "convolutions", "all"]
+Share = tuple[int, int]  # so many classes, of so many
 FEWEST_DIMS = {"weights": 2, "convolutions": 3, "all": 0}  # of the parameters that are compared
 EPS = 1e-6  # beside the product of norms
 NORM_BATCH = 16  # real images per class for the statistics of BatchNorm layers
@@ -212,10 +215,9 @@ class GradientObjective(Objective):
             outputs = env.model(theta, images, statistics)
             return task_loss(outputs, targets)
 
-        self.one = eager_gradient(loss)
+        self.computed = computation(env.compile)
+        self.one = torch.func.grad(loss) if env.compile else eager_gradient(loss)
         self.several = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, None))
-        if env.compile:
-            self.several = torch.compile(self.several)
 
     def init(self, rng: Generator) -> dict[str, Tensor]:
         """What the networks keep."""
@@ -236,6 +238,46 @@ class GradientObjective(Objective):
         for group, of_group in zip(images, targets, strict=True):
             gradients.append(self.one(theta, group, of_group, statistics))
         return torch.stack(gradients)
+
+    # Functions of tensors alone, which are computed eagerly or as graphs; the last tensors are the
+    # statistics of BatchNorm layers.
+
+    def _of_groups(
+        self, theta: Tensor, images: Tensor, targets: Tensor, *statistics: Tensor
+    ) -> Tensor:
+        """The gradients (G, P) of groups of images (G, B, C, H, W)."""
+        return self.gradients(theta, images, targets, self._named(statistics))
+
+    def _apart(
+        self, real: Tensor, theta: Tensor, images: Tensor, targets: Tensor, *statistics: Tensor
+    ) -> Tensor:
+        """The distances of these from gradients (G, P), summed."""
+        gradients = self._of_groups(theta, images, targets, *statistics)
+        return self._distance(real, gradients).sum()
+
+    def _share(
+        self, some: Share, theta: Tensor, images: Tensor, targets: Tensor, *statistics: Tensor
+    ) -> Tensor:
+        """What images (B, C, H, W) of some classes add to the mean gradient (P,) over all."""
+        classes, of = some
+        return self.one(theta, images, targets, self._named(statistics)) * classes / of
+
+    def _share_apart(self, some: Share, real: Tensor, *given: Tensor) -> Tensor:
+        """The distance of that from a gradient (1, P)."""
+        return self._distance(real, self._share(some, *given).unsqueeze(0)).sum()
+
+    def _share_along(self, some: Share, slope: Tensor, *given: Tensor) -> Tensor:
+        """That along a direction (P,)."""
+        return (slope * self._share(some, *given)).sum()
+
+    def _named(self, statistics: Sequence[Tensor]) -> dict[str, Tensor] | None:
+        """Statistics by name, in the order in which `FlatModel.statistics` gives them."""
+        if not statistics:
+            return None
+        normed = self.env.model.normed
+        assert normed is not None
+        names = [name for name, _ in normed.named_buffers()]
+        return dict(zip(names, statistics, strict=True))
 
     def losses(
         self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
@@ -275,7 +317,9 @@ class GradientObjective(Objective):
             for classes in parts(block, at_once):
                 first = classes.start - block.start
                 wanted = of_block[first : first + size(classes)]
-                yield self._distance(wanted, self._gradients(seen, classes)).sum()
+                groups = grouped(size(classes), *self._decoded(seen, classes))
+                given = (wanted, seen.theta, *groups, *seen.of_layers)
+                yield self.computed.loss("distances", self._apart, *given)
 
     def _mine(self, seen: "Seen") -> slice:
         """The classes whose losses this rank yields."""
@@ -298,11 +342,6 @@ class GradientObjective(Objective):
         config = self.config
         return distance(real, syn, self.env.model.shapes, config.metric, config.tensors)
 
-    def _gradients(self, seen: "Seen", classes: slice) -> Tensor:
-        """The gradients (G, P) of some classes' decoded images."""
-        groups = grouped(size(classes), *self._decoded(seen, classes))
-        return self.gradients(seen.theta, *groups, seen.statistics)
-
     def _decoded(self, seen: "Seen", classes: slice) -> tuple[Tensor, Tensor]:
         """Decoded images of some classes, augmented, and their targets."""
         index = seen.members[classes].flatten()
@@ -319,7 +358,8 @@ class GradientObjective(Objective):
         """The real gradients (G, P) of some classes, in parts."""
         for part in parts(classes, pays(self.env, seen.real_batch)):
             groups = grouped(size(part), *self._real_images(seen, part))
-            yield self.gradients(seen.theta, *groups, seen.statistics)
+            given = (seen.theta, *groups, *seen.of_layers)
+            yield self.computed("gradients", self._of_groups, *given)
 
     def _real_images(self, seen: "Seen", classes: slice) -> tuple[Tensor, Tensor]:
         """Real images of some classes, augmented, and their targets."""
@@ -334,19 +374,18 @@ class GradientObjective(Objective):
         shared = self.shared != "nothing"
         classes = share_of(seen.everything) if shared else seen.everything
         for part in parts(classes, pays(self.env, seen.real_batch)):
-            images, targets = self._real_images(seen, part)
-            gradient = self.one(seen.theta, images, targets, seen.statistics)
-            shares.append(gradient * size(part) / len(seen.real))
+            given = (seen.theta, *self._real_images(seen, part), *seen.of_layers)
+            some = (size(part), len(seen.real))
+            shares.append(self.computed(("share", some), partial(self._share, some), *given))
         mean = torch.stack(shares).sum(0)
         if shared:
             dist.total([mean])
         return mean
 
-    def _share(self, seen: "Seen", classes: slice) -> Tensor:
-        """What some classes add to the mean of the decoded images' gradients (P,)."""
-        images, targets = self._decoded(seen, classes)
-        gradient = self.one(seen.theta, images, targets, seen.statistics)
-        return gradient * size(classes) / len(seen.members)
+    def _decoded_share(self, seen: "Seen", classes: slice) -> tuple[Share, tuple[Tensor, ...]]:
+        """Which share of the classes some are, and what that of their decoded images is made of."""
+        given = (seen.theta, *self._decoded(seen, classes), *seen.of_layers)
+        return (size(classes), len(seen.members)), given
 
     def _summed(self, seen: "Seen") -> Iterator[Tensor]:
         """The distance between the means over all classes; one graph alive for each block of them.
@@ -361,11 +400,15 @@ class GradientObjective(Objective):
         blocks = list(parts(self._mine(seen), in_block))
         shared = self.shared == "all"
         if len(blocks) == 1 and not shared:
-            mean = self._share(seen, blocks[0])
-            yield self._distance(real, mean.unsqueeze(0)).sum()
+            some, given = self._decoded_share(seen, blocks[0])
+            apart = partial(self._share_apart, some)
+            yield self.computed.loss(("distance", some), apart, real, *given)
             return
         with torch.no_grad():
-            shares = [self._share(seen, block) for block in blocks]
+            shares = []
+            for block in blocks:
+                some, given = self._decoded_share(seen, block)
+                shares.append(self.computed(("share", some), partial(self._share, some), *given))
             mean = torch.stack([torch.zeros_like(seen.theta), *shares]).sum(0)
         if shared:
             dist.total([mean])
@@ -377,8 +420,9 @@ class GradientObjective(Objective):
         if shared and dist.rank() != 0:  # the first rank says it, whose blocks there always are
             constant = torch.zeros_like(constant)
         for block in blocks:
-            share = self._share(seen, block)
-            yield (slope * share).sum() + constant
+            some, given = self._decoded_share(seen, block)
+            along = partial(self._share_along, some)
+            yield self.computed.loss(("along", some), along, slope, *given) + constant
 
 
 @dataclass(frozen=True)
@@ -391,6 +435,11 @@ class Seen:
     real: Tensor  # (K, B) indices of real images
     members: Tensor  # (K, n) indices of decoded ones
     draw: augment.AugmentDraw  # one a class, for both
+
+    @property
+    def of_layers(self) -> tuple[Tensor, ...]:
+        """The statistics, without their names."""
+        return tuple((self.statistics or {}).values())
 
     @property
     def everything(self) -> slice:

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from ddengine.learning import augment
 from ddengine.learning.flat import flatten
-from ddengine.learning.inner import compiled_gradient, eager_gradient
+from ddengine.learning.inner import eager_gradient, inner_gradient
 from ddengine.learning.losses import mixed_loss
 from ddengine.learning.optim import sgd_step
 from ddengine.objective import Env
@@ -97,17 +97,19 @@ def training_gradient(env: Env) -> Gradient:
     But for mixed batches, each of which has other constants.
     """
 
-    def loss(theta: Tensor, images: Tensor, targets: Tensor, mix: augment.CutMix | None) -> Tensor:
+    def loss(
+        theta: Tensor, images: Tensor, targets: Tensor, mix: augment.CutMix | None = None
+    ) -> Tensor:
         return mixed_loss(env.model(theta, images), targets, mix)
 
-    eager = eager_gradient(loss)
-    plain = compiled_gradient(loss) if env.compile else eager
+    plain, mixed = inner_gradient(loss, env.compile), eager_gradient(loss)
 
     def gradient(
         theta: Tensor, images: Tensor, targets: Tensor, mix: augment.CutMix | None = None
     ) -> Tensor:
-        of_batch = plain if mix is None else eager
-        return of_batch(theta, images, targets, mix)
+        if mix is not None:
+            return mixed(theta, images, targets, mix)
+        return plain.gradient(theta, images, targets)
 
     return gradient
 

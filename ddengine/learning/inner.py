@@ -4,21 +4,17 @@ And how a vector is pulled back through it. A faster way to compute either takes
 `ByAutograd` and changes nothing else.
 """
 
-import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
+
+from ddengine.learning.graphs import Compiler, Graphs
 
 LossFn = Callable[..., Tensor]  # (theta (P,), *batch) -> a scalar
 GradientFn = Callable[..., Tensor]  # (theta (P,), *batch) -> its gradient in theta (P,)
 Slopes = tuple[Tensor, ...]  # gradients in theta, or in tensors of a batch
-Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
-# a library of compiled code that cannot be loaded, in an error of the compiler
-LIBRARY = re.compile(r"ImportError: (.+?\.so):")
 
 
 def eager_gradient(loss: LossFn) -> GradientFn:
@@ -34,18 +30,6 @@ def eager_gradient(loss: LossFn) -> GradientFn:
         return slope
 
     return gradient
-
-
-def compiled_gradient(loss: LossFn, **options: Any) -> GradientFn:
-    """The same, compiled.
-
-    Built on torch.func.grad, so that the outer backward is first order through the compiled code.
-
-    Differentiating twice through a compiled *forward* is an error in PyTorch; compiling the whole
-    inner gradient is not. Compile once and reuse: decoding and augmentation stay outside, because
-    they change from step to step.
-    """
-    return torch.compile(torch.func.grad(loss), fullgraph=True, **options)
 
 
 class Pullback(NamedTuple):
@@ -144,42 +128,6 @@ class ByAutograd(InnerGradient):
         return self.kept(theta, *batch).pullback(r, curvature)
 
 
-def by_inductor(graph: Callable[..., Any]) -> Callable[..., Any]:
-    """A graph of plain operations on tensors of given shapes, compiled.
-
-    Compiled code that lies on the disk is taken, and compiled again where a kill has cut it.
-    """
-    function = torch.compile(graph, fullgraph=True, dynamic=False)
-
-    def compiled(*tensors: Tensor) -> Any:
-        try:
-            return function(*tensors)
-        except RuntimeError as error:
-            if not _removed(error):
-                raise
-        torch._dynamo.reset()
-        return function(*tensors)
-
-    return compiled
-
-
-def _removed(error: RuntimeError) -> bool:
-    """Whether an error of the compiler is of its own code that cannot be loaded, which is removed.
-
-    A library that lies elsewhere was not compiled here, and stays.
-    """
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # slow
-
-    cut = LIBRARY.search(str(error))
-    if cut is None:
-        return False
-    library = Path(cut[1]).resolve()
-    if not library.is_file() or not library.is_relative_to(Path(cache_dir()).resolve()):
-        return False
-    library.unlink()
-    return True
-
-
 class Compiled(InnerGradient):
     """An inner gradient that is one compiled graph, and whose pullback is another.
 
@@ -188,17 +136,15 @@ class Compiled(InnerGradient):
     it took a tenth longer, and autocast has no forward derivatives.)
     """
 
-    def __init__(self, loss: LossFn, compiler: Compiler = by_inductor):
+    def __init__(self, loss: LossFn, compiler: Compiler | None = None):
         """`compiler` is given a graph of plain operations for each shape of batches."""
         self._loss = loss
-        self._compiler = compiler
+        self._graphs = Graphs(compiler)
         self._eager = ByAutograd(eager_gradient(loss))
-        # by what is computed, and the shapes and types of what it is computed of
-        self._graphs: dict[Any, Callable[..., Any]] = {}
 
     def gradient(self, theta: Tensor, *batch: Tensor) -> Tensor:
         """The gradient (P,), without a graph."""
-        return self._computed("gradient", torch.func.grad(self._loss), theta, *batch)
+        return self._graphs("gradient", torch.func.grad(self._loss), theta, *batch)
 
     def differentiable(self, theta: Tensor, *batch: Tensor) -> Tensor:
         """The gradient (P,) with a graph to theta and to the batch: that of the eager gradient.
@@ -213,22 +159,11 @@ class Compiled(InnerGradient):
         """What r (P,) is pulled back to, in one graph that nothing is kept of."""
         wanted = tuple(k for k, tensor in enumerate(batch) if tensor.requires_grad)
         slopes = _slopes_of_product(self._loss, wanted)
-        product, (by_theta, *by_wanted) = self._computed(wanted, slopes, theta, r, *batch)
+        product, (by_theta, *by_wanted) = self._graphs(wanted, slopes, theta, r, *batch)
         by_batch: list[Tensor | None] = [None] * len(batch)
         for k, slope in zip(wanted, by_wanted, strict=True):
             by_batch[k] = slope
         return Pullback(product, by_theta if curvature else None, tuple(by_batch))
-
-    @torch.no_grad()
-    def _computed(self, what: Any, function: Callable[..., Any], *given: Tensor) -> Any:
-        """What a function gives, by its graph, which is compiled where these are the first such."""
-        constants = [tensor.detach() for tensor in given]
-        key = (what, *((tensor.shape, tensor.dtype, tensor.device) for tensor in given))
-        if key not in self._graphs:
-            # derivatives and casts of autocast are written down as plain operations first: the
-            # compiler's own way through second derivatives loses casts to bfloat16
-            self._graphs[key] = self._compiler(make_fx(function)(*constants))
-        return self._graphs[key](*constants)
 
 
 def _slopes_of_product(

@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from ddengine.learning import augment
 from ddengine.learning.flat import FlatModel, flatten
+from ddengine.learning.graphs import by_inductor
 from ddengine.learning.inner import (
     ByAutograd,
     Compiled,
-    by_inductor,
     eager_gradient,
     inner_gradient,
     with_weight_decay,

@@ -12,7 +12,6 @@ from ddengine.learning.flat import FlatModel, flatten
 from ddengine.learning.inner import (
     ByAutograd,
     Pullback,
-    compiled_gradient,
     eager_gradient,
     inner_gradient,
 )
@@ -225,49 +224,6 @@ def test_refuses(change, words):
         unroll(inner_gradient(loss), batch, theta, inputs, 4, lr=0.1, **change)
     with pytest.raises(ValueError, match="num_steps"):
         unroll(inner_gradient(loss), batch, theta, inputs, 0, lr=0.1)
-
-
-def test_compiled_step_equals_eager():
-    """The compiled inner gradient, differentiated from outside, whichever way. aot_eager: what
-    Inductor would be given.
-    """
-    torch._dynamo.reset()
-    loss, batch, theta, inputs = problem(3)
-    compiled_once = compiled_gradient(loss, backend="aot_eager")
-    for policy in ("full", "replay"):
-        results = []
-        for gradient in (eager_gradient(loss), compiled_once):
-            leaves = {k: v.clone().requires_grad_() for k, v in inputs.items()}
-            rate = torch.tensor(0.05, dtype=F64, requires_grad=True)
-            out = unroll(
-                ByAutograd(gradient),
-                batch,
-                theta,
-                leaves,
-                3,
-                lr=rate,
-                update=HeavyBall(momentum=0.5),
-                backprop=policy,
-            )
-            results.append(
-                [out, *torch.autograd.grad(out.square().sum(), [rate, *leaves.values()])]
-            )
-        for eager, compiled in zip(*results, strict=True):
-            assert relative(compiled, eager) < 1e-9, policy
-
-
-@pytest.mark.slow
-def test_compiled_step_equals_eager_with_inductor():
-    """The same through the compiler that --compile uses."""
-    torch._dynamo.reset()
-    loss, batch, theta, inputs = problem(2)
-    results = []
-    for gradient in (eager_gradient(loss), compiled_gradient(loss)):
-        leaves = {k: v.clone().requires_grad_() for k, v in inputs.items()}
-        out = unroll(ByAutograd(gradient), batch, theta, leaves, 2, lr=0.05, backprop="replay")
-        results.append([out, *torch.autograd.grad(out.square().sum(), list(leaves.values()))])
-    for eager, compiled in zip(*results, strict=True):
-        assert relative(compiled, eager) < 1e-9
 
 
 # Updates and the inner gradient as parts.
