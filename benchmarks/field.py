@@ -346,7 +346,6 @@ def dsa(world: World, settings: Settings) -> dict[str, Once]:
     """An outer step of DSA with one image per class, in a new network."""
     config = find("dsa/cifar10_ipc1").objective
     real, syn = world.real(config.real_batch + 44), world.syn(1)
-    objective = config.build(world.env(real))
 
     def field(number: int) -> None:
         syn.tensors["images"].grad = None
@@ -354,14 +353,13 @@ def dsa(world: World, settings: Settings) -> dict[str, Once]:
         plain_loops.dsa_loss(network, *_by_class(world, real, syn, config, number)).backward()
         world.wait()
 
-    return {FIELD: field, OURS: partial(outer_step, objective, syn, world)}
+    return {FIELD: field} | _eager_and_compiled(config, real, syn, world, settings)
 
 
 def dm(world: World, settings: Settings) -> dict[str, Once]:
     """An outer step of DM with ten images per class, in a new network."""
     config = find("dm/cifar10_ipc10").objective
     real, syn = world.real(config.real_batch + 44), world.syn(10)
-    objective = config.build(world.env(real))
 
     def field(number: int) -> None:
         syn.tensors["images"].grad = None
@@ -369,7 +367,22 @@ def dm(world: World, settings: Settings) -> dict[str, Once]:
         plain_loops.dm_loss(network.embed, *_by_class(world, real, syn, config, number)).backward()
         world.wait()
 
-    return {FIELD: field, OURS: partial(outer_step, objective, syn, world)}
+    return {FIELD: field} | _eager_and_compiled(config, real, syn, world, settings)
+
+
+def _eager_and_compiled(
+    config: Any, real: RealSet, syn: SyntheticSet, world: World, settings: Settings
+) -> dict[str, Once]:
+    """An outer step of the engine both ways; objectives that are built, and compile, when asked."""
+    made: dict[str, Any] = {}
+
+    def ours(way: str, number: int) -> None:
+        if way not in made:
+            made[way] = config.build(world.env(real, way=way))
+        outer_step(made[way], syn, world, number)
+
+    ways = (OURS, COMPILED) if settings.compiled else (OURS,)
+    return {way: partial(ours, way) for way in ways}
 
 
 def _by_class(

@@ -1,20 +1,27 @@
-"""What does the gradient through T inner steps cost?
+"""What does the gradient through T inner steps cost, by each way to it?
 
-Time and added peak memory of each policy, ConvNet-D3, 32x32x3.
+    python benchmarks/unroll.py [--device cuda] [--steps 4 16] [--runs 5]
 
-    python benchmarks/unroll.py [--device cuda] [--steps 4 8 16 32] [--runs 5]
+A ConvNet-D3 on images of no meaning, 32x32x3; the same step T times forwards, and the way back.
+Ways: all graphs kept ("full"), one at a time ("replay"), a half of them kept, no derivative of the
+gradient in the parameters ("detached"); and replay with gradient and pullback each as one compiled
+graph. For that, reverse over reverse is compared with forwards over reverse in networks of torch's
+own layers, because ours have no forward derivatives. On CUDA each compiled graph is launched by one
+call, and so are graphs that are written down and not compiled ("launched").
 
-Time: median over runs that take turns (policy A, B, C, ... then again), after one uncounted run
-each; every policy keeps a process of its own. Memory: highest resident (CUDA: allocated) memory
-during one call above the level before it, in a fresh process per case, after a call of one step
-that compiles and loads the kernels, and after what that call freed was given back to the system.
+Time: median over runs that take turns (way A, B, C, ... then again), after two uncounted runs each
+(the first compiles); every way keeps a process of its own. Seconds are the processor's, on CUDA the
+clock's; ratios to "full" are means over turns with their 95 % interval (Student's t on the
+logarithm). Memory: the highest resident (CUDA: allocated) memory during one run above the level
+before it, in a process of its own, after a run of T = 1.
 """
 
-import multiprocessing as mp
+import math
 import os
 import statistics
-import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,18 +29,28 @@ from typing import Any
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 import common
+import plain_loops
 import torch
 import tyro
+from torch import Tensor
 from torch.nn import functional
 
+from ddengine.evaluation import intervals
 from ddengine.learning.flat import FlatModel, flatten
-from ddengine.learning.inner import ByAutograd, compiled_gradient, eager_gradient
+from ddengine.learning.graphs import by_inductor
+from ddengine.learning.inner import Compiled, InnerGradient, LossFn, Pullback, inner_gradient
 from ddengine.learning.unroll import unroll
 from ddengine.models import build_model
 from ddengine.system import rng, runtime
+from ddengine.types import Backprop
 
-POLICIES = ("full", "full compiled", "replay", "detached")
-CUDA_POLICIES = (*POLICIES, "replay compiled", "replay compiled, CUDA graphs")
+TORCHS = ", of torch's layers"
+FORWARDS = "forwards over reverse"
+WAYS = (
+    "full", "replay, a half kept", "replay", "detached", "compiled",
+    f"compiled{TORCHS}", f"compiled, {FORWARDS}{TORCHS}",
+)  # fmt: skip
+CUDA_WAYS = (*WAYS, "launched")
 
 
 @dataclass(frozen=True)
@@ -41,150 +58,164 @@ class Settings:
     """The question asked."""
 
     device: str = "auto"
-    steps: tuple[int, ...] = (4, 8, 16, 32)  # T
-    runs: int = 5  # counted runs per case
+    steps: tuple[int, ...] = (4, 16)  # T
+    runs: int = 5  # counted turns
     width: int = 128
     batch: int = 50
-    policies: tuple[str, ...] = ()  # none: all that the device has
-    threads: int = 0  # CPU threads; 0: torch's default
+    ways: tuple[str, ...] = ()  # none: all that the device has
+    threads: int = 1  # of a CPU
 
 
-class Case:
-    """One policy, ready to be called."""
+class ForwardsOverReverse(Compiled):
+    """The pullback as the derivative of the gradients in theta and the images, along r.
 
-    def __init__(self, policy: str, settings: Settings):
-        self.device, self.policy = runtime.setup(settings.device), policy
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        stream = rng.generator(0, "benchmark")
-        net = build_model(f"convnet-d3-w{settings.width}-in", (3, 32, 32), 10, stream).to(
-            self.device
-        )
-        model = FlatModel(net)
-        self.theta = flatten(net)
-        self.images = torch.randn(settings.batch, 3, 32, 32, generator=stream).to(self.device)
-        self.labels = torch.randint(10, (settings.batch,), generator=stream).to(self.device)
+    With the gradients g and g_x of the loss, d <r, g> / dx = (d g_x / d theta) r, as second
+    derivatives are symmetric.
+    """
 
-        def loss(theta: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            return functional.cross_entropy(model(theta, images), labels)
+    def pullback(
+        self, theta: Tensor, *batch: Tensor, r: Tensor, curvature: bool = True
+    ) -> Pullback:
+        """Of the images alone, which come first."""
 
-        options = {"mode": "reduce-overhead"} if "graphs" in policy else {}
-        self.gradient = (
-            compiled_gradient(loss, **options) if "compiled" in policy else eager_gradient(loss)
-        )
+        def along(theta: Tensor, r: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            def gradients(at: Tensor) -> tuple[Tensor, Tensor]:
+                return torch.func.grad(self._loss, argnums=(0, 1))(at, *batch)
 
-    def __call__(self, num_steps: int, give_back: bool) -> dict[str, float]:
-        """Seconds and added peak bytes of one forward and backward through `num_steps` inner steps.
+            there, slopes = torch.func.jvp(gradients, (theta,), (r,))[:2]
+            return torch.dot(r, there[0]), slopes[0], slopes[1]
 
-        `give_back`: return freed memory first, so that the peak can be seen; timed runs keep it, as
-        runs of the engine do.
-        """
-        cuda = self.device.type == "cuda"
-        images = self.images.clone().requires_grad_()
-        lr = torch.tensor(0.01, device=self.device, requires_grad=True)
-        if cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        elif give_back:
-            common.give_back()
-            common.reset_peak()
-        before = torch.cuda.memory_allocated() if cuda else common.resident()
-        start = time.perf_counter()
+        product, by_theta, by_images = self._graphs("along", along, theta, r, *batch)
+        return Pullback(product, by_theta, (by_images, *(None,) * (len(batch) - 1)))
+
+
+def without_checks(graph: Any) -> Callable[..., Any]:
+    """A compiled graph without comparisons of sizes, whose results nothing uses."""
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return by_inductor(graph)
+
+
+def inner_of(way: str, loss: LossFn) -> InnerGradient:
+    """The inner gradient of a way."""
+    if way == "launched":
+        return Compiled(loss, compiler=lambda graph: graph)
+    if FORWARDS in way:
+        return ForwardsOverReverse(loss, compiler=without_checks)
+    return inner_gradient(loss, compile=way.startswith("compiled"))
+
+
+def run_of(way: str, settings: Settings) -> Callable[[int], Any]:
+    """A run of so many inner steps and the way back."""
+    device = runtime.setup(settings.device)
+    if device.type == "cpu":
+        torch.set_num_threads(settings.threads)
+    stream = rng.generator(0, "benchmark")
+    network = build_model(f"convnet-d3-w{settings.width}-in", (3, 32, 32), 10, stream)
+    if way.endswith(TORCHS):
+        network = plain_loops.of_torchs_layers(network)
+    model = FlatModel(network.to(device)).to(device)
+    theta = flatten(network)
+    pixels = torch.randn(settings.batch, 3, 32, 32, generator=stream).to(device)
+    labels = torch.randint(10, (settings.batch,), generator=stream).to(device)
+
+    def loss(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(model(theta, images), labels)
+
+    inner, images = inner_of(way, loss), pixels.requires_grad_()
+    backprop: Backprop = "replay"
+    if way in ("full", "detached"):
+        backprop = way  # type: ignore[assignment]
+
+    def run(num_steps: int) -> None:
+        images.grad = None
+        lr = torch.tensor(0.01, device=device, requires_grad=True)
         end = unroll(
-            ByAutograd(self.gradient), lambda tensors, k: (tensors["images"], self.labels),
-            self.theta, {"images": images}, num_steps,
-            lr=lr, backprop=self.policy.split()[0],
+            inner, lambda tensors, k: (tensors["images"], labels), theta, {"images": images},
+            num_steps, lr=lr, backprop=backprop, kept_graphs=num_steps // 2 * ("half" in way),
         )  # fmt: skip
         end.square().sum().backward()
-        if cuda:
+        if device.type == "cuda":
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
-        assert images.grad is not None and images.grad.isfinite().all()
-        return {
-            "seconds": seconds,
-            "peak_bytes": (torch.cuda.max_memory_allocated() if cuda else common.peak()) - before,
-        }
+        assert images.grad is not None and bool(images.grad.isfinite().all())
+
+    return run
 
 
-def serve(pipe: Any, policy: str, settings: Settings) -> None:
-    """A process that answers (T, give_back) with the cost of one call."""
-    case = Case(policy, settings)
-    while (request := pipe.recv()) is not None:
-        pipe.send(case(*request))
+def serve(pipe: Any, way: str, settings: Settings) -> None:
+    """Send the seconds of a run of as many steps as the pipe gives, until it gives 0."""
+    run = run_of(way, settings)
+    on_cuda = runtime.device_named(settings.device).type == "cuda"
+    clock = time.perf_counter if on_cuda else time.process_time
+    while num_steps := pipe.recv():
+        start = clock()
+        run(num_steps)
+        pipe.send(clock() - start)
 
 
-class Server:
-    """A policy in a process of its own."""
+def memory(pipe: Any, way: str, settings: Settings, num_steps: int) -> None:
+    """Send the added peak memory of a run."""
+    run = run_of(way, settings)
+    pipe.send(common.added_memory(lambda turn: run(num_steps if turn else 1)))
 
-    def __init__(self, policy: str, settings: Settings):
-        context = mp.get_context("spawn")
-        self.pipe, child = context.Pipe()
-        self.process = context.Process(target=serve, args=(child, policy, settings), daemon=True)
-        self.process.start()
 
-    def __call__(self, num_steps: int, give_back: bool = False) -> dict[str, float]:
-        """The cost of one call in that process."""
-        self.pipe.send((num_steps, give_back))
-        return self.pipe.recv()
+def measured(ways: tuple[str, ...], settings: Settings, num_steps: int) -> list[dict[str, Any]]:
+    """A row for each way."""
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    with ExitStack() as stack:
+        pipes = {}
+        for way in ways:
+            pipes[way] = stack.enter_context(common.beside(serve, way, settings))
+        for _ in range(settings.runs + 2):
+            for way, pipe in pipes.items():
+                pipe.send(num_steps)
+                seconds[way].append(pipe.recv())
+        for pipe in pipes.values():
+            pipe.send(0)
+    rows = []
+    for way, of_way in seconds.items():
+        counted, reference = of_way[2:], seconds[ways[0]][2:]
+        logs = [math.log(own / theirs) for own, theirs in zip(counted, reference, strict=True)]
+        mean, _, ends = intervals.interval(logs, -10.0, 10.0)
+        assert mean is not None
+        rows.append(
+            {
+                "T": num_steps,
+                "way": way,
+                "median_s": statistics.median(counted),
+                "runs_s": counted,
+                "first_s": of_way[0],
+                "of_first_way": math.exp(mean),
+                "interval": None if ends is None else [math.exp(end) for end in ends],
+                "peak_bytes": common.apart(memory, way, settings, num_steps),
+            }
+        )
+    return rows
 
-    def stop(self) -> None:
-        """End the process."""
-        self.pipe.send(None)
-        self.process.join()
+
+def said(row: dict[str, Any]) -> str:
+    """A line of the table."""
+    low, high = row["interval"] or (math.nan, math.nan)
+    ratio = f"{row['of_first_way']:.2f} ({low:.2f} to {high:.2f})"
+    cells = (
+        str(row["T"]), row["way"], f"{row['median_s']:.2f}", ratio, f"{row['first_s']:.0f}",
+        f"{row['peak_bytes'] / 1e6:.0f}",
+    )  # fmt: skip
+    return f"| {' | '.join(cells)} |"
 
 
 def main(settings: Settings) -> None:
     """Measure, print the table, write the JSON."""
     device = runtime.setup(settings.device)
-    policies = settings.policies or (CUDA_POLICIES if device.type == "cuda" else POLICIES)
-    rows = []
-    print(
-        f"{'T':>3} {'policy':30} {'median s':>9} {'min':>7} {'max':>7} {'of full':>8} "
-        f"{'added peak MB':>14}"
-    )
+    ways = settings.ways or (CUDA_WAYS if device.type == "cuda" else WAYS)
+    print(f"| T | way | median s | of {ways[0]} (95 %) | first run s | added peak MB |")
+    print("|---|---|---|---|---|---|")
+    rows: list[dict[str, Any]] = []
     for num_steps in settings.steps:
-        servers = {p: Server(p, settings) for p in policies}
-        seconds: dict[str, list[float]] = {p: [] for p in policies}
-        for server in servers.values():
-            server(num_steps)  # compiles and warms up
-        for _ in range(settings.runs):
-            for policy, server in servers.items():
-                seconds[policy].append(server(num_steps)["seconds"])
-        for server in servers.values():
-            server.stop()
-        for policy in policies:
-            fresh = Server(policy, settings)
-            fresh(1)
-            memory = fresh(num_steps, give_back=True)["peak_bytes"]
-            fresh.stop()
-            took = seconds[policy]
-            row = {
-                "T": num_steps,
-                "policy": policy,
-                "median_s": statistics.median(took),
-                "runs_s": took,
-                "peak_bytes": memory,
-            }
+        for row in measured(ways, settings, num_steps):
             rows.append(row)
-            ratio = (
-                row["median_s"] / statistics.median(seconds["full"])
-                if "full" in seconds
-                else float("nan")
-            )
-            print(
-                f"{num_steps:3} {policy:30} {row['median_s']:9.3f} {min(took):7.3f} "
-                f"{max(took):7.3f} {ratio:8.2f} {memory / 1e6:14.0f}"
-            )
-            sys.stdout.flush()
-            common.write("unroll", device, asdict(settings), rows)
-    first, last = (
-        next(r for r in rows if r["policy"] == "replay" and r["T"] == t)
-        for t in (settings.steps[0], settings.steps[-1])
-    )
-    print(
-        f"replay's added peak at T = {last['T']} over T = {first['T']}: "
-        f"{last['peak_bytes'] / first['peak_bytes']:.2f}"
-    )
+            print(said(row), flush=True)
+        common.write("unroll", device, asdict(settings), rows)
 
 
 if __name__ == "__main__":
