@@ -3,10 +3,10 @@
     python benchmarks/gpu.py --seconds 540 --out DIR [--cifar10 FOLDER]
 
 It installs nothing and runs with the Python that runs it: the tests that need a GPU, field.py, then
-published cells. Each part has a box of the seconds; what it leaves is shared by those after it. A
+published cells, unroll.py and precision.py. Each part has a box of the seconds; what it leaves is shared by those after it. A
 part that its box stops is continued by the next call with the same DIR, where parts that are done
 are not run again. Every result lies in DIR as soon as it is there: parts.json says how far each
-part is, PART.log what it printed, field-cuda.json and published_cells.json what came out.
+part is, PART.log what it printed, field-cuda.json, published_cells.json and so on what came out.
 --rehearse does all of it on a CPU, at a size that takes little.
 """
 
@@ -25,7 +25,15 @@ from ddengine.system import files
 PARTS = "parts.json"
 LEAST = 5.0  # seconds with which no part is begun
 CELLS = ("mtt/cifar10_ipc1", "mtt/cifar10_ipc10", "dm/cifar10_ipc10", "cross/cifar10_ipc10")
+# at a size that takes seconds
 SMALL = ("--width", "4", "--repeats", "1", "--no-compiled", "--cells", "expert", "dm_ipc10")
+FEW = {
+    "unroll": ("--width", "4", "--batch", "10", "--steps", "2", "--runs", "2", "--ways", "replay"),
+    "precision": (
+        "--recipes", "dm/digits_ipc1", "--seeds", "1", "--networks", "1", "--steps", "2",
+        "--timed", "convnet-d1-w4-in", "--batch", "4", "--repeats", "1",
+    ),
+}  # fmt: skip
 State = Literal["done", "stopped", "failed"]
 
 
@@ -63,6 +71,11 @@ def parts(settings: Settings) -> list[Part]:
             *(("--rehearse",) * settings.rehearse),
         )  # fmt: skip
         made.append(Part(name.replace("/", "_"), 1.5, words))
+    for name, few in FEW.items():
+        script = (python, f"benchmarks/{name}.py", "--device", device, "--out", str(out))
+        if name == "precision":
+            script = (*script, "--runs", str(out / name))
+        made.append(Part(name, 1.0, (*script, *(few * settings.rehearse))))
     return made
 
 

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 # its worker pool does not start inside a process of a pool
@@ -64,6 +65,7 @@ class Settings:
     batch: int = 50
     ways: tuple[str, ...] = ()  # none: all that the device has
     threads: int = 1  # of a CPU
+    out: Path = common.RESULTS  # the folder of the result's file
 
 
 class ForwardsOverReverse(Compiled):
@@ -215,7 +217,8 @@ def main(settings: Settings) -> None:
         for row in measured(ways, settings, num_steps):
             rows.append(row)
             print(said(row), flush=True)
-        common.write("unroll", device, asdict(settings), rows)
+        kept = {name: value for name, value in asdict(settings).items() if name != "out"}
+        common.write("unroll", device, kept, rows, settings.out)
 
 
 if __name__ == "__main__":
