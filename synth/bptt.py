@@ -108,7 +108,7 @@ class ThroughTraining(ObjectiveConfig, Generic[WindowT, UpdateT]):
         """The step size of all steps, or where they are learned of each (T,)."""
         if self.learned_rates:
             return functional.softplus(tensors["rates"])
-        return torch.tensor(self.lr, device=device)
+        return torch.full((), self.lr, device=device)
 
     def students(self, syn: SyntheticSet) -> StudentTraining | None:
         """A student's training; None for an update that has no form of torch's."""

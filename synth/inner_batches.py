@@ -34,12 +34,13 @@ class InnerBatches(ClassBatches):
         members = class_members(syn, None, rng)
         num_classes, each = members.shape
         per_class = min(self.per_class or each, each)
-        at = self._places(num_steps, num_classes, each, rng)[:, :, :per_class].to(members.device)
+        places = self._places(num_steps, num_classes, each, rng)[:, :, :per_class]
+        at = places.to(members.device, non_blocking=True)  # nothing waits for it
         chosen = members.expand(num_steps, -1, -1).gather(2, at)
         if self.classes is None or self.classes >= num_classes:
             return chosen.flatten(1)
         keys = torch.rand(num_steps, num_classes, generator=rng)
-        classes = keys.argsort(1)[:, : self.classes].to(members.device)
+        classes = keys.argsort(1)[:, : self.classes].to(members.device, non_blocking=True)
         rows = torch.arange(num_steps, device=members.device)[:, None]
         return chosen[rows, classes].flatten(1)
 

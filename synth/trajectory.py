@@ -383,7 +383,8 @@ class TrajectoryObjective(Objective):
         segment = self._segment(step, rng)
         batches = student_batches(len(syn), config.batch or len(syn), config.inner_steps, rng)
         sizes = [len(index) for index in batches]
-        joined = torch.cat(batches).to(device)  # one copy, not one in each inner step
+        # one copy, not one in each inner step, for which nothing waits
+        joined = torch.cat(batches).to(device, non_blocking=True)
         indices = joined.split(sizes)
         if config.labels == "target":
             used = joined.unique()  # the host waits for their number
@@ -450,7 +451,8 @@ class TrajectoryObjective(Objective):
         epochs = [start]
         for _, epoch, _ in milestones:
             epochs.append(start + epoch)
-        snapshots = experts.snapshots(expert, epochs).to(self.env.device)
+        snapshots = experts.snapshots(expert, epochs)
+        snapshots = snapshots.to(self.env.device, non_blocking=True)
         theta = snapshots[0]
         if config.perturb:
             theta = config.perturb(theta, self.env.model.shapes, rng)
@@ -461,7 +463,7 @@ class TrajectoryObjective(Objective):
         factor = 1.0
         if self.config.loss_scale:
             factor = self.config.loss_scale(int(segment.start), self.config.window.last + 1)
-        return torch.tensor(factor, device=self.env.device)
+        return torch.full((), factor, device=self.env.device)
 
     @torch.no_grad()
     def _labels(self, segment: "Segment", syn: SyntheticSet, used: Tensor) -> Tensor:

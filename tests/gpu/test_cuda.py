@@ -263,7 +263,7 @@ def test_expert_made_labels_on_the_device(tmp_path, monkeypatch):
 MATCHING = ["dc", "dsa", "dcc", "dm", "idc"]
 
 
-def matching(method, **objective):
+def matching(method, compiles=False, **objective):
     """(objective, its set, the outer loop's settings) of a small cell on digits, on the device."""
     recipe = find(f"{method}/fashion_mnist_ipc10_small")
     networks = {"dm": {}, "idc": {"steps": 3, "images": 64}}.get(method, {"steps": 3, "epochs": 2})
@@ -276,23 +276,77 @@ def matching(method, **objective):
     def new_model(rng):
         return build_model(recipe.model, data.image_shape, data.num_classes, rng)
 
-    env = Env(data.train, new_model, FlatModel(new_model(generator(0))).to(CUDA), None, CUDA)
+    model = FlatModel(new_model(generator(0))).to(CUDA)
+    env = Env(data.train, new_model, model, None, CUDA, compiles)
     return recipe.objective.build(env), initial(recipe, data, generator(0, "init")), recipe.outer
 
 
-@pytest.mark.parametrize("method", MATCHING)
-def test_a_step_of_a_matching_method_never_waits_for_the_device(method):
-    """Drawing, augmenting, the networks' own training and the comparison included."""
-    objective, syn, config = matching(method)
+def never_waits(objective, syn, config):
+    """Outer steps after the first three, which make tables and compile."""
     state = outer.State(dict(syn.tensors), {}, {}, objective.init(generator(0)))
-    outer.outer_step(syn, objective, config, state, 0)  # tables that are made once may wait
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(4):
+    for step in range(6):
+        torch.cuda.set_sync_debug_mode("error" if step >= 3 else "default")
+        try:
             outer.outer_step(syn, objective, config, state, 0)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert state.step == 5
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert state.step == 6
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize("method", MATCHING)
+def test_a_step_of_a_matching_method_never_waits_for_the_device(method, compiles):
+    """Drawing, augmenting, the networks' own training and the comparison included."""
+    never_waits(*matching(method, compiles))
+
+
+@pytest.mark.parametrize("method", MATCHING)
+def test_class_passes_by_cuda_graphs_are_the_eager_ones(method):
+    """Losses and slopes of steps, of which the later ones launch what the first recorded."""
+    found = []
+    for compiles in (False, True):
+        objective, syn, _ = matching(method, compiles)
+        state, of_steps = objective.init(generator(0)), []
+        for step in range(3):
+            images = syn.tensors["images"].clone().requires_grad_()
+            seen = syn.with_tensors({"images": images})
+            losses = list(objective.losses(seen, state, step, generator(1, step)))
+            total = torch.stack([loss.detach() for loss in losses]).sum()
+            of_steps.append((total, torch.autograd.grad(sum(losses), images)[0]))
+        found.append(of_steps)
+    for (loss, slope), (other, other_slope) in zip(*found, strict=True):
+        assert torch.allclose(loss, other, rtol=1e-3)
+        assert (slope - other_slope).norm() / slope.norm() < 1e-2
+
+
+class Line:
+    """Two networks and the line between them, in place of an expert."""
+
+    num_experts, epochs = 1, tuple(range(51))
+
+    def __init__(self, start, end):
+        self.ends, self.num_params = (start, end), len(start)
+
+    def snapshots(self, expert, epochs):
+        start, end = self.ends
+        return torch.stack([start.lerp(end, epoch / 50) for epoch in epochs])
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize("name", ["mtt/digits_ipc1", "rat/digits_ipc1"])
+def test_a_step_through_inner_training_never_waits_for_the_device(name, compiles):
+    """Segments, batches, augmentation, the way forwards and the way back."""
+    recipe = find(name)
+    data = load_data(recipe.data, CUDA)
+
+    def new_model(rng):
+        return build_model(recipe.model, data.image_shape, data.num_classes, rng)
+
+    experts = Line(flatten(new_model(generator(1))), flatten(new_model(generator(2))))
+    model = FlatModel(new_model(generator(0))).to(CUDA)
+    env = Env(data.train, new_model, model, experts, CUDA, compiles)
+    syn = initial(recipe, data, generator(0, "init"))
+    never_waits(recipe.objective.build(env), syn, recipe.outer)
 
 
 @pytest.mark.parametrize("method", MATCHING)
