@@ -3,10 +3,11 @@
     python benchmarks/gpu.py --seconds 540 --out DIR [--cifar10 FOLDER]
 
 It installs nothing and runs with the Python that runs it: the tests that need a GPU, field.py, then
-published cells, unroll.py and precision.py. Each part has a box of the seconds; what it leaves is shared by those after it. A
-part that its box stops is continued by the next call with the same DIR, where parts that are done
-are not run again. Every result lies in DIR as soon as it is there: parts.json says how far each
-part is, PART.log what it printed, field-cuda.json, published_cells.json and so on what came out.
+published cells, unroll.py and precision.py. Each part has a box of the seconds; what it leaves is
+shared by those after it. A part that its box stops is continued by the next call with the same DIR,
+where parts that are done are not run again. Every result lies in DIR as soon as it is there:
+parts.json says how far each part is, PART.log what it printed, field-cuda.json and so on what came
+out.
 --rehearse does all of it on a CPU, at a size that takes little.
 """
 

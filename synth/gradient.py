@@ -209,58 +209,48 @@ class GradientObjective(Objective):
         self.shared: Literal["nothing", "real", "all"] = "nothing"  # over the ranks
         self.train = training_gradient(env)
 
-        def loss(
-            theta: Tensor, images: Tensor, targets: Tensor, statistics: dict[str, Tensor] | None
-        ) -> Tensor:
-            outputs = env.model(theta, images, statistics)
-            return task_loss(outputs, targets)
+        names = statistics_of(env)
+
+        def loss(theta: Tensor, images: Tensor, targets: Tensor, *statistics: Tensor) -> Tensor:
+            named = dict(zip(names, statistics, strict=True)) if names else None
+            return task_loss(env.model(theta, images, named), targets)
 
         self.computed = computation(env.compile)
         self.one = torch.func.grad(loss) if env.compile else eager_gradient(loss)
-        self.several = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, None))
+        apart = (None, 0, 0, *(None for _ in names))
+        self.several = torch.vmap(torch.func.grad(loss), in_dims=apart)
 
     def init(self, rng: Generator) -> dict[str, Tensor]:
         """What the networks keep."""
         return self.config.networks.state(self.env)
 
+    # Functions of tensors alone, which are computed eagerly or as graphs.
+
     def gradients(
-        self, theta: Tensor, images: Tensor, targets: Tensor, statistics: dict[str, Tensor] | None
+        self, theta: Tensor, images: Tensor, targets: Tensor, *statistics: Tensor
     ) -> Tensor:
         """The gradient of each group (G, P), differentiable in the images.
 
-        Of images (G, B, C, H, W) and targets (G, B) or (G, B, K).
+        Of images (G, B, C, H, W) and targets (G, B) or (G, B, K), with the statistics of BatchNorm
+        layers.
         """
         # batch_norm under vmap wants one type of number, which bfloat16 autocast does not give it
-        one_by_one = statistics is not None and self.env.model.precision == "bf16"
+        one_by_one = statistics and self.env.model.precision == "bf16"
         if len(images) > 1 and not one_by_one:
-            return self.several(theta, images, targets, statistics)
+            return self.several(theta, images, targets, *statistics)
         gradients = []
         for group, of_group in zip(images, targets, strict=True):
-            gradients.append(self.one(theta, group, of_group, statistics))
+            gradients.append(self.one(theta, group, of_group, *statistics))
         return torch.stack(gradients)
 
-    # Functions of tensors alone, which are computed eagerly or as graphs; the last tensors are the
-    # statistics of BatchNorm layers.
-
-    def _of_groups(
-        self, theta: Tensor, images: Tensor, targets: Tensor, *statistics: Tensor
-    ) -> Tensor:
-        """The gradients (G, P) of groups of images (G, B, C, H, W)."""
-        return self.gradients(theta, images, targets, self._named(statistics))
-
-    def _apart(
-        self, real: Tensor, theta: Tensor, images: Tensor, targets: Tensor, *statistics: Tensor
-    ) -> Tensor:
+    def _apart(self, real: Tensor, *given: Tensor) -> Tensor:
         """The distances of these from gradients (G, P), summed."""
-        gradients = self._of_groups(theta, images, targets, *statistics)
-        return self._distance(real, gradients).sum()
+        return self._distance(real, self.gradients(*given)).sum()
 
-    def _share(
-        self, some: Share, theta: Tensor, images: Tensor, targets: Tensor, *statistics: Tensor
-    ) -> Tensor:
+    def _share(self, some: Share, *given: Tensor) -> Tensor:
         """What images (B, C, H, W) of some classes add to the mean gradient (P,) over all."""
         classes, of = some
-        return self.one(theta, images, targets, self._named(statistics)) * classes / of
+        return self.one(*given) * classes / of
 
     def _share_apart(self, some: Share, real: Tensor, *given: Tensor) -> Tensor:
         """The distance of that from a gradient (1, P)."""
@@ -269,15 +259,6 @@ class GradientObjective(Objective):
     def _share_along(self, some: Share, slope: Tensor, *given: Tensor) -> Tensor:
         """That along a direction (P,)."""
         return (slope * self._share(some, *given)).sum()
-
-    def _named(self, statistics: Sequence[Tensor]) -> dict[str, Tensor] | None:
-        """Statistics by name, in the order in which `FlatModel.statistics` gives them."""
-        if not statistics:
-            return None
-        normed = self.env.model.normed
-        assert normed is not None
-        names = [name for name, _ in normed.named_buffers()]
-        return dict(zip(names, statistics, strict=True))
 
     def losses(
         self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
@@ -318,7 +299,7 @@ class GradientObjective(Objective):
                 first = classes.start - block.start
                 wanted = of_block[first : first + size(classes)]
                 groups = grouped(size(classes), *self._decoded(seen, classes))
-                given = (wanted, seen.theta, *groups, *seen.of_layers)
+                given = (wanted, seen.theta, *groups, *seen.statistics)
                 yield self.computed.loss("distances", self._apart, *given)
 
     def _mine(self, seen: "Seen") -> slice:
@@ -358,8 +339,8 @@ class GradientObjective(Objective):
         """The real gradients (G, P) of some classes, in parts."""
         for part in parts(classes, pays(self.env, seen.real_batch)):
             groups = grouped(size(part), *self._real_images(seen, part))
-            given = (seen.theta, *groups, *seen.of_layers)
-            yield self.computed("gradients", self._of_groups, *given)
+            given = (seen.theta, *groups, *seen.statistics)
+            yield self.computed("gradients", self.gradients, *given)
 
     def _real_images(self, seen: "Seen", classes: slice) -> tuple[Tensor, Tensor]:
         """Real images of some classes, augmented, and their targets."""
@@ -374,7 +355,7 @@ class GradientObjective(Objective):
         shared = self.shared != "nothing"
         classes = share_of(seen.everything) if shared else seen.everything
         for part in parts(classes, pays(self.env, seen.real_batch)):
-            given = (seen.theta, *self._real_images(seen, part), *seen.of_layers)
+            given = (seen.theta, *self._real_images(seen, part), *seen.statistics)
             some = (size(part), len(seen.real))
             shares.append(self.computed(("share", some), partial(self._share, some), *given))
         mean = torch.stack(shares).sum(0)
@@ -384,7 +365,7 @@ class GradientObjective(Objective):
 
     def _decoded_share(self, seen: "Seen", classes: slice) -> tuple[Share, tuple[Tensor, ...]]:
         """Which share of the classes some are, and what that of their decoded images is made of."""
-        given = (seen.theta, *self._decoded(seen, classes), *seen.of_layers)
+        given = (seen.theta, *self._decoded(seen, classes), *seen.statistics)
         return (size(classes), len(seen.members)), given
 
     def _summed(self, seen: "Seen") -> Iterator[Tensor]:
@@ -431,15 +412,10 @@ class Seen:
 
     syn: SyntheticSet
     theta: Tensor  # (P,) of the network
-    statistics: dict[str, Tensor] | None  # of its BatchNorm layers
+    statistics: tuple[Tensor, ...]  # of its BatchNorm layers
     real: Tensor  # (K, B) indices of real images
     members: Tensor  # (K, n) indices of decoded ones
     draw: augment.AugmentDraw  # one a class, for both
-
-    @property
-    def of_layers(self) -> tuple[Tensor, ...]:
-        """The statistics, without their names."""
-        return tuple((self.statistics or {}).values())
 
     @property
     def everything(self) -> slice:
@@ -468,13 +444,22 @@ def grouped(num: int, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return images.unflatten(0, apart), targets.unflatten(0, apart)
 
 
-def batch_statistics(env: Env, theta: Tensor, rng: Generator) -> dict[str, Tensor] | None:
-    """What BatchNorm layers see in real images of all classes.
-
-    None for networks without, for which nothing is drawn.
-    """
+def statistics_of(env: Env) -> tuple[str, ...]:
+    """The names of what BatchNorm layers see in a batch; none of a network without."""
     if env.model.normed is None:
-        return None
+        return ()
+    return tuple(name for name, _ in env.model.normed.named_buffers())
+
+
+def batch_statistics(env: Env, theta: Tensor, rng: Generator) -> tuple[Tensor, ...]:
+    """What BatchNorm layers see in real images of all classes, by `statistics_of`.
+
+    Of networks without nothing is drawn.
+    """
+    names = statistics_of(env)
+    if not names:
+        return ()
     index = env.real.draw_each(NORM_BATCH, rng)
-    images = env.real.images(index.flatten())
-    return env.model.statistics(theta, images)
+    seen = env.model.statistics(theta, env.real.images(index.flatten()))
+    assert seen is not None
+    return tuple(seen[name] for name in names)
