@@ -238,7 +238,7 @@ def _result(makings: Sequence[Making], tell: Tell, message: Message) -> Json:
     number, expert = message.facts["task"]
     try:
         with signals.at_step_ends():
-            makings[number].train_one(expert, lambda said: tell(Message({"epoch": said})))
+            makings[number].train_some([expert], lambda said: tell(Message({"epoch": said})))
     except signals.Stopped as stop:
         return {"kind": "stopped", "said": stop.where or f"after the last epoch of expert {expert}"}
     except UserError as error:

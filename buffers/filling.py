@@ -1,7 +1,7 @@
-"""A store that is being filled: what its experts are, and training one of them."""
+"""A store that is being filled: what its experts are, and training some of them."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from buffers import curriculum, store
 from buffers.pretrained import Pretrained
-from buffers.train import Trajectory, train_expert
+from buffers.train import Trajectory, train_experts
 from ddengine.data import Data
 from ddengine.experts import OwnTraining
 from ddengine.learning import training
@@ -70,10 +70,11 @@ class Making:
         if config.store == "convex":
             _check_convex(config, self.new_model(generator(config.seed, "shapes")), self.model)
 
-    def open(self, threads: int | None = None) -> None:
+    def open(self, threads: int | None = None, together: int = 1) -> None:
         """Make the store ready. Raises UserError where the folder holds one of other settings.
 
         On so many `threads` each expert of a new store is trained; None: on those that there are.
+        So many are trained `together`.
         """
         config, train = self.config, self.data.train
         content = store.identity(train.digest, self.data_config, config, self.model, self.precision)
@@ -86,6 +87,7 @@ class Making:
             model=self.model,
             shapes=shapes,
             threads=threads,
+            together=together,
         )
         self._ranks()
         for expert in store.remove_damaged(self.folder):
@@ -103,10 +105,25 @@ class Making:
 
     def missing(self) -> list[int]:
         """The experts that it lacks."""
-        done = store.finished(self.folder)
-        missing = [i for i in range(self.config.num_experts) if i not in done]
-        _say_done(len(done), len(missing), self.config.num_experts, self.folder)
+        done, missing = len(store.finished(self.folder)), self.unfinished
+        _say_done(done, len(missing), self.config.num_experts, self.folder)
         return missing
+
+    @property
+    def unfinished(self) -> list[int]:
+        """The experts that it lacks, whether or not there is a store."""
+        done = store.finished(self.folder)
+        return [i for i in range(self.config.num_experts) if i not in done]
+
+    def grouped(self, experts: Iterable[int]) -> list[list[int]]:
+        """Some experts in ascending order, those that are trained together in one list.
+
+        With n together these are of [k n, (k + 1) n), whatever else is asked for or finished.
+        """
+        groups: dict[int, list[int]] = {}
+        for expert in sorted(experts):
+            groups.setdefault(expert // self.together, []).append(expert)
+        return list(groups.values())
 
     @property
     def is_there(self) -> bool:
@@ -126,6 +143,11 @@ class Making:
         return store.threads_of(self.folder)
 
     @property
+    def together(self) -> int:
+        """How many experts are one computation, as the store says."""
+        return store.together_of(self.folder) if self.is_there else 1
+
+    @property
     def epochs_each(self) -> int:
         """Epochs that an expert is trained for; 1 of one that is read."""
         return self.config.epochs if self.config.step.trains else 1
@@ -139,38 +161,59 @@ class Making:
             _train_own(self.new_model, self.data, self.config, step, self.folder, self.precision)
             return
         with log.progress("experts", len(experts) * self.epochs_each) as bar:
-            for expert in experts:
-                self.train_one(expert, bar.advance)
+            for group in self.grouped(experts):
+                self.train_some(group, bar.advance)
 
-    def train_one(self, expert: int, on_epoch: Callable[[str], None]) -> None:
-        """Train one of them and write it; `on_epoch` is told what came of each epoch."""
+    def train_some(self, experts: Sequence[int], on_epoch: Callable[[str], None]) -> None:
+        """Train experts of one group and write them; `on_epoch` is told what came of each epoch.
+
+        The others of the group are trained with them and not written: as many networks as ever have
+        the rounding that they ever have.
+        """
         with runtime.on_threads(self.threads or torch.get_num_threads()):
-            self._train(expert, on_epoch)
+            self._train(experts, on_epoch)
 
-    def _train(self, expert: int, on_epoch: Callable[[str], None]) -> None:
-        data, config = self.data, self.config
-        checkpoint = store.checkpoint(self.folder, expert)
-        network = self.new_model(generator(config.seed, "expert", expert, "network"))
-        network.to(data.train.device)
-        if isinstance(config.step, Pretrained):
-            trajectory = _pretrained(network, data, config.step, self.model, self.precision)
-            on_epoch(f"expert {expert}")
+    def _train(self, experts: Sequence[int], on_epoch: Callable[[str], None]) -> None:
+        # of the expert that is written last, because those of finished experts are removed
+        checkpoint = store.checkpoint(self.folder, experts[-1])
+        networks = self._networks(experts[0])
+        if isinstance(self.config.step, Pretrained):
+            trajectories = {}
+            for expert in experts:
+                trajectories[expert] = _pretrained(
+                    networks[expert], self.data, self.config.step, self.model, self.precision
+                )
+                on_epoch(f"expert {expert}")
         else:
-            trajectory = train_expert(
-                network,
-                data,
-                config,
-                expert,
+            trajectories = train_experts(
+                networks,
+                experts,
+                self.data,
+                self.config,
                 self.precision,
                 on_epoch,
                 checkpoint,
                 ranks=self._ranks(),
             )
-        metrics = trajectory.metrics | {"seconds": round(checkpoint.seconds(), 2)}
-        store.write_expert(
-            self.folder, expert, trajectory.params, trajectory.buffers, config.dtype, metrics
-        )
-        checkpoint.remove()
+        # so that those of a store add up to what its trainings have taken
+        seconds = {"seconds": round(checkpoint.seconds() / len(experts), 2)}
+        for expert, trajectory in trajectories.items():
+            self._write(expert, trajectory, seconds)
+            store.checkpoint(self.folder, expert).remove()
+
+    def _networks(self, expert: int) -> dict[int, nn.Module]:
+        """The networks that are trained together with that of an expert, as they start."""
+        first = expert // self.together * self.together
+        networks = {}
+        for number in range(first, first + self.together):
+            network = self.new_model(generator(self.config.seed, "expert", number, "network"))
+            networks[number] = network.to(self.data.train.device)
+        return networks
+
+    def _write(self, expert: int, trajectory: Trajectory, seconds: dict[str, float]) -> None:
+        metrics, dtype = trajectory.metrics | seconds, self.config.dtype
+        params, buffers = trajectory.params, trajectory.buffers
+        store.write_expert(self.folder, expert, params, buffers, dtype, metrics)
 
 
 def _say_done(done: int, missing: int, num_experts: int, folder: Path) -> None:

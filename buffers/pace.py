@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from buffers import beside
+from buffers import beside, together
 from buffers.beside import Task
 from buffers.filling import Making
 from buffers.train import seconds_of_batches
@@ -63,6 +63,10 @@ def at_once(makings: Sequence[Making]) -> AtOnce:
         return AtOnce()
     of_new = threads_for(makings)
     first, _ = tasks[0]
+    if len({number for number, _ in tasks}) == 1:  # of several stores: one expert after another
+        as_one = together.at_once(makings[first])
+        if as_one.experts > 1:
+            return as_one
     return AtOnce(processes_for(makings, tasks, of_new), _threads_of(makings[first], of_new))
 
 
@@ -88,7 +92,7 @@ def _seconds_of(making: Making, threads: int | None) -> float:
     config, train = making.config, making.data.train
     network = making.new_model(generator(config.seed, "shapes"))
     with runtime.on_threads(threads or torch.get_num_threads()):
-        of_batch = seconds_of_batches(network, making.data, config, making.precision)
+        of_batch = seconds_of_batches([network], making.data, config, making.precision)
     return of_batch * math.ceil(len(train) / config.batch) * config.epochs
 
 

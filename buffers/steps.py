@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ddengine.learning.ensemble import Ensemble
 from ddengine.models.norms import norms_with_statistics
 from ddengine.recipe import require
 from ddengine.system.configs import LATE
@@ -70,6 +71,11 @@ class StepConfig(ExpertStep, Protocol):
     """
 
     @property
+    def is_for_several(self) -> bool:
+        """Whether `build_for_several` has several networks learn as one computation."""
+        return False
+
+    @property
     def views(self) -> int:
         """How many times each image of a batch is augmented."""
         return 1
@@ -81,6 +87,14 @@ class StepConfig(ExpertStep, Protocol):
         expert that was interrupted begins anew where the step is no `Step`.
         """
         ...
+
+    def build_for_several(self, networks: Ensemble, epochs: int) -> Step:
+        """The step on n networks as one computation, each of which learns as by `build`.
+
+        Images and labels are (n, B, ...) there and losses (n,); networks draw nothing at random.
+        Raises TypeError unless `is_for_several`.
+        """
+        raise TypeError(f"{type(self).__name__} trains one network at a time")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,11 +169,30 @@ class Sgd(StepConfig):
 
         return Step(step, update)
 
+    @property
+    def is_for_several(self) -> bool:
+        """Yes, as updates are elementwise; of a subclass nobody knows whether its `build` is."""
+        return type(self) is Sgd
+
+    def build_for_several(self, networks: Ensemble, epochs: int) -> Step:
+        """The step on stacked networks, of which each has the gradient of its own loss."""
+        parameters = list(networks.parameters().values())
+        update = SgdUpdate(self, parameters, epochs)
+
+        def step(images: Tensor, labels: Tensor, plain: Tensor, epoch: int) -> Tensor:
+            logits = networks(images).flatten(0, 1)
+            each = nn.functional.cross_entropy(logits, labels.flatten(), reduction="none")
+            losses = each.view(labels.shape).mean(1)
+            update(torch.autograd.grad(losses.sum(), parameters), epoch)
+            return losses.detach()
+
+        return Step(step, update)
+
 
 class SgdUpdate(Kept):
     """Updates of a network by SGD, called with (gradients by parameter, epoch)."""
 
-    def __init__(self, config: Sgd, parameters: Sequence[nn.Parameter], epochs: int):
+    def __init__(self, config: Sgd, parameters: Sequence[Tensor], epochs: int):
         """For a training of `epochs` epochs."""
         self._config, self._parameters, self._epochs = config, parameters, epochs
         self._dropped = False

@@ -2,7 +2,8 @@
 
 experts/<fingerprint>/
     manifest.json            fingerprint, configuration, kept epochs, shapes of the parameters that
-                             a row of "params" holds, threads on which an expert is trained
+                             a row of "params" holds, threads on which an expert is trained, how
+                             many are trained together
     preprocess.safetensors   what the experts saw their images through
     expert_0000.safetensors  "params" (kept epochs, P), and "buffers" (kept epochs, Q) of networks
                              that have any; metrics in its metadata
@@ -115,14 +116,15 @@ def open_for_writing(
     model: str,
     shapes: list[list[int]],
     threads: int | None = None,
+    together: int = 1,
 ) -> None:
     """Create a store, or check that the one in `folder` has this identity.
 
     Raises UserError when it has another.
 
     `model` is the network's name, `shapes` are those of its parameters. On so many `threads` each
-    expert of a new store is trained; None: on those that there are. Imported experts come from
-    exactly their files, and no others are put beside them.
+    expert of a new store is trained; None: on those that there are. So many are trained `together`.
+    Imported experts come from exactly their files, and no others are put beside them.
     """
     _check_no_others(folder)
     files.make_folder(folder)
@@ -149,6 +151,8 @@ def open_for_writing(
     }
     if threads is not None:
         manifest["threads"] = threads
+    if together > 1:
+        manifest["together"] = together
     files.write_json(folder / MANIFEST, manifest)
 
 
@@ -195,6 +199,14 @@ def threads_of(folder: Path) -> int | None:
     None of a store that does not say it: on those that there are.
     """
     return read_manifest(folder).get("threads")
+
+
+def together_of(folder: Path) -> int:
+    """How many experts of a store are trained as one computation, wherever that goes on.
+
+    1 of a store that does not say it.
+    """
+    return read_manifest(folder).get("together", 1)
 
 
 def imported_identity(

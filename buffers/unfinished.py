@@ -1,8 +1,10 @@
-"""The checkpoint of an expert that is being trained, beside the shards of its store.
+"""The checkpoint of experts that are being trained, beside the shards of their store.
 
 `unfinished_0003.safetensors` holds the network, what its step keeps, the snapshots taken so far and
 how far the training is. It is written when a signal asks to end, and every minute, so that a kill
 loses no more. An expert that goes on has the numbers that it would have had.
+
+Experts that are trained together have one file, of the expert whose shard is written last.
 """
 
 import time
@@ -22,13 +24,14 @@ PREFIX = "unfinished_"
 
 @dataclass
 class Progress:
-    """How far the training of an expert is."""
+    """How far the training of an expert is, or of several, which are as far as each other."""
 
     epoch: int = 0  # that is being trained
     batch: int = 0  # of that epoch, the next one
     seconds: float = 0.0  # of the sessions before this one
-    accuracies: list[float] = field(default_factory=list)  # on the validation images, by epoch
-    losses: list[float] = field(default_factory=list)  # mean of each epoch
+    # on the validation images, by epoch; of several experts each, one after another
+    accuracies: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # mean of each epoch, in the same order
 
 
 def path_of(folder: Path, expert: int) -> Path:
@@ -37,7 +40,7 @@ def path_of(folder: Path, expert: int) -> Path:
 
 
 class Checkpoint:
-    """The file of one expert of a store."""
+    """The file of one expert of a store, or of several that are trained together."""
 
     def __init__(self, path: Path, fingerprint: str):
         """`fingerprint` is that of the store, whose checkpoints no other one continues."""

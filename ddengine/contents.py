@@ -31,6 +31,7 @@ from ddengine.system.typed import Between, Count, Fraction, Number, Positive
 from ddengine.types import Facts, Json, Row, TargetKind
 
 Threads = Annotated[int, Between(1, 2**10)]
+Together = Annotated[int, Between(1, 2**16)]
 
 
 class OfKind(TypedDict, total=False):
@@ -250,6 +251,7 @@ class ManifestFile(TypedDict, total=False):
     shapes: list[list[Count]]
     digests: Mapping[str, str]
     threads: Threads  # on which each expert is trained, where the store was begun on a CPU
+    together: Together  # experts that are one computation, where these are several
 
 
 class ChoicesFile(TypedDict, total=False):

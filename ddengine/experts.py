@@ -140,6 +140,9 @@ class AtOnce:
 
     experts: int = 1
     threads: int | None = None  # None: on those that there are
+    # of experts that are one computation: how many times as long as one expert alone all that are
+    # missing take; None: each is a computation of its own
+    as_one: float | None = None
 
 
 class ExpertSource(TeacherSource):

@@ -1,6 +1,6 @@
 """Networks of one architecture as one computation, and the second classifier that USKD needs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Generator, Tensor, nn
@@ -36,6 +36,27 @@ class Ensemble:
 
     def _one(self, params: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
         return torch.func.functional_call(self.networks[0], (params, buffers), (images,))
+
+    def state(self) -> dict[str, Tensor]:
+        """All that training changes, by name; of several networks each is stacked."""
+        if len(self.networks) == 1:
+            return self.networks[0].state_dict()
+        state = {}
+        for name, tensor in {**self._params, **self._buffers}.items():
+            state[name] = tensor.detach()
+        return state
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Be as when this was the `state`. Raises KeyError or RuntimeError for other networks'."""
+        if len(self.networks) == 1:
+            self.networks[0].load_state_dict(state)
+            return
+        for name, tensor in self.state().items():
+            given = state[name]
+            if given.shape != tensor.shape:  # which copying would stretch
+                raise RuntimeError(f"{name} is {tuple(given.shape)} for {tuple(tensor.shape)}")
+            tensor.copy_(given)
 
     @torch.no_grad()
     def unstack(self) -> list[nn.Module]:

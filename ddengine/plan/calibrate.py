@@ -94,14 +94,23 @@ def buffer(began: float, job: Job, folder: Path, missing: dict[str, int]) -> dic
     memory = peak_memory(device)
     if device.type == "cpu":
         # snapshots lie in memory until the expert is done, and twice more while they are written
-        memory += 3 * most
+        memory += 3 * most * (1 if at_once.as_one is None else at_once.experts)
+    if at_once.as_one is None:
+        memory *= at_once.experts  # each process has the images
     return {
-        "seconds": seconds + _side_by_side(of_experts, at_once.experts),
-        "memory": at_once.experts * memory,  # each process has the images
+        "seconds": seconds + _until_all(of_experts, at_once),
+        "memory": memory,  # of one computation, what it took when it was timed for `at_once`
         "disk": disk,
         "epoch": slowest,
         "at_once": at_once.experts,
     }
+
+
+def _until_all(seconds: Sequence[float], at_once: AtOnce) -> float:
+    """Until all experts are done, of which each takes so long alone."""
+    if at_once.as_one is None:
+        return _side_by_side(seconds, at_once.experts)
+    return at_once.as_one * max(seconds)
 
 
 def _side_by_side(seconds: Sequence[float], at_once: int) -> float:

@@ -10,6 +10,12 @@ from helpers import TINY, TINY_CROSS, Pull, run, tiny_data, tiny_set
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from buffers import together
+from buffers.experts import generate_all
+from buffers.filling import Making, network_maker
+from buffers.making import generate
+from buffers.steps import Sgd
+from buffers.store import shard_path
 from ddengine import loop as outer
 from ddengine.data import Subset, load_data
 from ddengine.learning import augment, training
@@ -18,7 +24,15 @@ from ddengine.learning.inner import ByAutograd, eager_gradient, inner_gradient
 from ddengine.learning.unroll import unroll
 from ddengine.models import build_model
 from ddengine.objective import Env
-from ddengine.recipe import DSA_OPS, AugmentConfig, DataConfig, EvalConfig, OptimConfig, OuterConfig
+from ddengine.recipe import (
+    DSA_OPS,
+    AugmentConfig,
+    BufferConfig,
+    DataConfig,
+    EvalConfig,
+    OptimConfig,
+    OuterConfig,
+)
 from ddengine.sets.synthetic import initial
 from ddengine.system.rng import generator
 from synth.catalogue import find
@@ -131,6 +145,51 @@ def test_networks_trained_together_equal_networks_trained_alone():
             abs(training.accuracy(a, data.validation) - training.accuracy(b, data.validation))
             < 0.03
         )
+
+
+@pytest.mark.parametrize("model", ["convnet-d2-w16-in", "convnet-d2-w16-bn"])
+def test_experts_trained_together_equal_experts_trained_alone(model, tmp_path, monkeypatch):
+    """Three as one computation, as the manifest says, with their running statistics."""
+    recipe = find("mtt/digits_ipc1")
+    step = Sgd(lr=0.02, momentum=0.5)
+    buffer = replace(recipe.buffer, step=step, num_experts=3, epochs=2, batch=64)
+    recipe = replace(recipe, model=model, buffer=buffer)
+    stores = []
+    for seconds in ({1: 1.0, 2: 1.0, 3: 1.0}, {1: 1.0, 2: 2.0, 3: 3.0}):
+        monkeypatch.setattr(together, "measured", lambda make, seconds=seconds: seconds)
+        folder = tmp_path / str(seconds[3])
+        stores.append(generate(None, recipe, folder=folder, device="cuda", progress=False))
+    assert [store.manifest.get("together", 1) for store in stores] == [3, 1]
+    for expert in range(3):
+        ours, wanted = (store.snapshots(expert, [0, 1, 2]) for store in stores)
+        assert torch.equal(ours[0], wanted[0])
+        assert (ours - wanted).norm() < 0.02 * (wanted[2] - wanted[0]).norm()
+        end, alone = (store.load(expert, 2) for store in stores)
+        for a, b in zip(end.buffers(), alone.buffers(), strict=True):
+            assert torch.allclose(a.float(), b.float(), rtol=0.02, atol=0.02)
+
+
+def test_how_many_experts_are_trained_together_is_measured(tmp_path):
+    """On the device, when a store is begun; the same store goes on with as many."""
+    data = load_data(DataConfig(name="digits"), CUDA)
+    config = BufferConfig(step=Sgd(lr=0.02), num_experts=4, epochs=1, batch=64)
+    making = Making(
+        data=data,
+        data_config=DataConfig(name="digits"),
+        config=config,
+        model="convnet-d2-w16-in",
+        new_model=network_maker(config, "convnet-d2-w16-in", data),
+        folder=tmp_path / "store",
+        is_named=True,
+    )
+    seconds = together.measured(making)
+    assert list(seconds) == [1, 2, 4] and min(seconds.values()) > 0
+    generate_all([making])
+    assert together.chosen(making) == making.together in seconds
+    wanted = load_file(shard_path(making.folder, 1))["params"]
+    shard_path(making.folder, 1).unlink()
+    generate_all([making])
+    assert torch.equal(load_file(shard_path(making.folder, 1))["params"], wanted)
 
 
 class Shrink(Pull):

@@ -274,7 +274,7 @@ def in_batch(monkeypatch, at, action):
     real = train._Training._batch
 
     def batch(self, index):
-        if (self._expert, self.progress.epoch, self.progress.batch) == at:
+        if (self._experts[0], self.progress.epoch, self.progress.batch) == at:
             action()
         real(self, index)
 
@@ -336,7 +336,7 @@ def test_errors_of_files_name_them(tmp_path, machine, monkeypatch):
 
     monkeypatch.setattr("ddengine.system.files.write_tensors", full)
     one = making(tmp_path / "store")
-    monkeypatch.setattr(Making, "open", lambda self, threads: None)
+    monkeypatch.setattr(Making, "open", lambda self, threads, together: None)
     monkeypatch.setattr(Making, "threads", 1)
     monkeypatch.setattr(store, "checkpoint", lambda *_: store.Checkpoint(tmp_path / "c", ""))
     monkeypatch.setattr(store, "write_expert", lambda folder, *_: full(folder / "shard"))
