@@ -4,16 +4,18 @@
 
 Each cell is one piece of work on images of CIFAR-10's shape, of no meaning, in a ConvNet-D3: an
 epoch of an expert on 1024 images; an outer step of MTT (1 and 10 images per class, T = 10, 30, 50),
-of DSA (1) and of DM (10); 30 updates of 5 networks of an evaluation. On all cores of a CPU, which a
-row says: such an epoch of two experts a core, and these networks of an evaluation; the field trains
-one after another on as many threads as there are cores, we in as many processes of one thread,
-which were started before, as for a whole store. The field's way is plain_loops.py, which passes the
-golden vectors, with networks of torch's own layers, in a process that is set up as published
-programs are: by PyTorch's defaults, on CUDA with cuDNN's search for the fastest kernels. Ours keeps
-freed memory on a CPU and computes deterministically on CUDA (runtime.setup); "field, set up as
-ours" is the field's loop with that. MTT's default (backprop auto) keeps the graphs that fit into a
-share of the memory; "ours, replay" keeps one at a time. "ours, all graphs, of torch's layers" is
-the engine at what that loop does (one image per class), so that the two should take as long.
+of DSA (1) and of DM (10); 30 updates of 5 networks of an evaluation. On CUDA such an epoch of 8
+experts, which the field trains one after another and we as one computation. On all cores of a CPU,
+which a row says: such an epoch of two experts a core, and these networks of an evaluation; the
+field trains one after another on as many threads as there are cores, we in as many processes of one
+thread, which were started before, as for a whole store. The field's way is plain_loops.py, which
+passes the golden vectors, with networks of torch's own layers, in a process that is set up as
+published programs are: by PyTorch's defaults, on CUDA with cuDNN's search for the fastest kernels.
+Ours keeps freed memory on a CPU and computes deterministically on CUDA (runtime.setup); "field, set
+up as ours" is the field's loop with that. MTT's default (backprop auto) keeps the graphs that fit
+into a share of the memory; "ours, replay" keeps one at a time. "ours, all graphs, of torch's
+layers" is the engine at what that loop does (one image per class), so that the two should take as
+long.
 Each way has a process, and they take turns, on as many threads; a row has the median seconds of the
 processor and of the clock, the mean ratio with its 95 % interval (Student's t on its logarithm),
 and the peak memory of each way in one more process. A graph that does not fit into memory is not
@@ -49,7 +51,7 @@ from torch import Tensor, nn
 from buffers import beside as expert_processes
 from buffers import store
 from buffers.filling import Making
-from buffers.train import train_expert
+from buffers.train import train_expert, train_experts
 from ddengine.data import Data, Preprocess, RealSet
 from ddengine.evaluation import beside as evaluation_processes
 from ddengine.evaluation import intervals
@@ -73,8 +75,10 @@ NETWORKS, UPDATES = 5, 30  # of an evaluation
 MTT = [f"mtt_ipc{ipc}_t{steps}" for ipc in (1, 10) for steps in (10, 30, 50)]
 # on all cores: such a cell, and the one of a network, or networks, that it has several of
 ALL_CORES = {"experts": "expert", "evaluations": "evaluation"}
-CELLS = ("expert", *MTT, "dsa_ipc1", "dm_ipc10", "evaluation", *ALL_CORES)
+CELLS = ("expert", *MTT, "dsa_ipc1", "dm_ipc10", "evaluation")
+OF_DEVICE = {"cpu": tuple(ALL_CORES), "cuda": ("experts_together",)}  # cells of one alone
 EACH = 2  # experts of each core
+TOGETHER = 8  # experts as one computation
 FIELD, LIKE_OURS = "field", "field, set up as ours"
 OURS, REPLAY, COMPILED = "ours", "ours, replay", "ours compiled"
 FULL = "ours, all graphs, of torch's layers"  # what the field's loop does, by the engine
@@ -88,7 +92,7 @@ class Settings:
     """The question asked."""
 
     device: str = "auto"
-    cells: tuple[str, ...] = CELLS
+    cells: tuple[str, ...] = ()  # none: all that the device has
     width: int = 128
     threads: int = 1  # of a CPU, of both ways
     repeats: int = 5  # turns, after one that is not counted
@@ -256,6 +260,24 @@ def experts(world: World, settings: Settings) -> dict[str, Once]:
         numbers = range(num * number, num * number + num)
         started[0].do([Message({"task": [0, each]}) for each in numbers])
         assert set(numbers) <= set(store.finished(making.folder))
+
+    return {FIELD: field, OURS: ours}
+
+
+def experts_together(world: World, settings: Settings) -> dict[str, Once]:
+    """An epoch of several experts at MTT's settings, as one computation."""
+    one_after_another = expert(world, settings)[FIELD]
+    making = _making(world)
+
+    def field(number: int) -> None:
+        for each in range(TOGETHER):
+            one_after_another(TOGETHER * number + each)
+
+    def ours(number: int) -> None:
+        numbers = range(TOGETHER * number, TOGETHER * number + TOGETHER)
+        networks = {each: world.network(each) for each in numbers}
+        train_experts(networks, numbers, making.data, making.config)
+        world.wait()
 
     return {FIELD: field, OURS: ours}
 
@@ -439,6 +461,7 @@ def ways_of(cell: str, settings: Settings, way: str) -> dict[str, Once]:
     makers = {
         "expert": expert,
         "experts": experts,
+        "experts_together": experts_together,
         "dsa_ipc1": dsa,
         "dm_ipc10": dm,
         "evaluation": evaluation,
@@ -669,8 +692,8 @@ def main(settings: Settings) -> None:
     for row in rows:
         print(said(row))
     done = {row["cell"] for row in rows}
-    for cell in settings.cells:
-        if cell in done or (cell in ALL_CORES and device.type != "cpu"):
+    for cell in settings.cells or (*CELLS, *OF_DEVICE[device.type]):
+        if cell in done:
             continue
         of_cell = measured(cell, settings)
         rows += of_cell
