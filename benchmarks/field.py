@@ -586,10 +586,10 @@ def measured(cell: str, settings: Settings) -> list[dict[str, Any]]:
     """A row for each way of a cell."""
     ways, floor = common.apart(work, cell, settings)
     needed = graph_bytes(cell, settings)
-    # each way that is the field's loop keeps them while the others have their turns
-    room = FITS * runtime.available_memory(runtime.setup(settings.device))
-    kept = {LIKE_OURS: 2 * needed < room, FIELD: needed < room}
-    ways = [way for way in ways if kept.get(way, True)]
+    # the field's loop that is set up as ours keeps them while the others have their turns
+    fits = 2 * needed < FITS * runtime.available_memory(runtime.setup(settings.device))
+    if not fits:
+        ways = [way for way in ways if way not in (FIELD, LIKE_OURS)]
     seconds = times(cell, settings, ways)
     by_clock = cell in ALL_CORES or runtime.setup(settings.device).type == "cuda"
     which = int(by_clock)
@@ -612,7 +612,7 @@ def measured(cell: str, settings: Settings) -> list[dict[str, Any]]:
             row["faster"] = math.exp(mean)
             row["faster_interval"] = None if ends is None else [math.exp(end) for end in ends]
         rows.append(row)
-    if not kept[FIELD]:
+    if not fits:
         rows.insert(0, {"cell": cell, "way": FIELD, "not_tried": True, "needs_bytes": needed})
     return rows
 
