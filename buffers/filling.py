@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from buffers import curriculum, store
 from buffers.pretrained import Pretrained
 from buffers.train import Trajectory, train_experts
+from buffers.unfinished import path_of
 from ddengine.data import Data
 from ddengine.experts import OwnTraining
 from ddengine.learning import training
@@ -52,6 +53,7 @@ class Making:
     def check(self) -> None:
         """Raise UserError for what its experts cannot be."""
         config = self.config
+        store.check_no_others(self.folder)
         if isinstance(config.step, OwnTraining):
             _check_alone(config, "Generative parts")
         if isinstance(config.step, Pretrained):
@@ -133,7 +135,7 @@ class Making:
     @property
     def lacking(self) -> int:
         """How many experts are still to be trained, whether or not there is a store."""
-        return max(0, self.config.num_experts - len(store.finished(self.folder)))
+        return len(self.unfinished)
 
     @property
     def threads(self) -> int | None:
@@ -174,8 +176,7 @@ class Making:
             self._train(experts, on_epoch)
 
     def _train(self, experts: Sequence[int], on_epoch: Callable[[str], None]) -> None:
-        # of the expert that is written last, because those of finished experts are removed
-        checkpoint = store.checkpoint(self.folder, experts[-1])
+        checkpoint = store.checkpoint(self.folder, self._named_after(experts))
         networks = self._networks(experts[0])
         if isinstance(self.config.step, Pretrained):
             trajectories = {}
@@ -200,6 +201,15 @@ class Making:
         for expert, trajectory in trajectories.items():
             self._write(expert, trajectory, seconds)
             store.checkpoint(self.folder, expert).remove()
+
+    def _named_after(self, experts: Sequence[int]) -> int:
+        """The expert of a group by whose number its checkpoint is called.
+
+        That is the one that is written last, because checkpoints of finished experts are removed;
+        where fewer were asked for when the training began, it was another.
+        """
+        begun = [expert for expert in experts if path_of(self.folder, expert).is_file()]
+        return (begun or experts)[-1]
 
     def _networks(self, expert: int) -> dict[int, nn.Module]:
         """The networks that are trained together with that of an expert, as they start."""

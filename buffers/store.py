@@ -126,7 +126,7 @@ def open_for_writing(
     expert of a new store is trained; None: on those that there are. So many are trained `together`.
     Imported experts come from exactly their files, and no others are put beside them.
     """
-    _check_no_others(folder)
+    check_no_others(folder)
     files.make_folder(folder)
     files.clean(folder)
     if (folder / MANIFEST).exists():
@@ -156,7 +156,7 @@ def open_for_writing(
     files.write_json(folder / MANIFEST, manifest)
 
 
-def _check_no_others(folder: Path) -> None:
+def check_no_others(folder: Path) -> None:
     """Raise UserError for a folder without a store that holds anything else."""
     if not folder.is_dir() or (folder / MANIFEST).exists():
         return

@@ -18,7 +18,7 @@ from ddengine.evaluation.pace import HELD
 from ddengine.experts import AtOnce, OwnTraining
 from ddengine.learning.memory import KEPT_SHARE, saved_bytes
 from ddengine.models.dropout import is_dropout
-from ddengine.system import dist
+from ddengine.system import dist, log, runtime
 from ddengine.system.rng import generator
 
 WORTH = 0.05  # part of the time that more experts together have to save
@@ -54,6 +54,9 @@ def at_once(making: Making) -> AtOnce:
     else:
         seconds = measured(making)
         num = fastest(seconds, making.config.num_experts, dist.num_ranks())
+        if num > 1:  # once more, so that the peak of memory is that of as many
+            runtime.forget_peak(making.data.train.device)
+            seconds[num] = seconds_together(making, num)
     if num == 1:
         return AtOnce()
     groups = len({expert // num for expert in making.unfinished})
@@ -96,9 +99,11 @@ def measured(making: Making, timer: Timer | None = None) -> dict[int, float]:
             continue
         try:
             seconds[num] = timer(making, num)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # memory is short, or a library has no way for several
             if not seconds:
                 raise
+            said = str(error).strip().partition("\n")[0]
+            log.say(f"{num} experts together could not be tried: {said}")
             break
     return seconds
 

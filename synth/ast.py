@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from ddengine.recipe import require
+from ddengine.system.runtime import sent
 from synth.trajectory import Milestones
 
 CITES = ("shen2023ast",)
@@ -38,7 +39,7 @@ class WeightNoise:
     def __call__(self, theta: Tensor, shapes: tuple[torch.Size, ...], rng: Generator) -> Tensor:
         """The perturbed start (P,)."""
         num = sum(shape.numel() for shape in shapes if len(shape) == 4)
-        normal = torch.randn(num, generator=rng).to(theta)
+        normal = sent(torch.randn(num, generator=rng).to(theta.dtype), theta.device)
         return perturbed(theta, shapes, normal, self.alpha)
 
 

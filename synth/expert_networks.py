@@ -17,6 +17,7 @@ from ddengine.objective import Env
 from ddengine.recipe import require_at_least
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
+from ddengine.system.runtime import sent
 from ddengine.types import Experts
 from synth.networks import Networks, OuterStep
 
@@ -59,7 +60,7 @@ class ExpertNetworks(Networks, Protocol):
     def with_judge(self, at: OuterStep) -> tuple[Tensor, Tensor | None]:
         """Both, on the device. Raises UserError where there are no experts of this network."""
         theta, judge = self.draw(experts_of(at.env), at.rng)
-        return theta.to(at.env.device), judge.to(at.env.device)
+        return sent(theta, at.env.device), sent(judge, at.env.device)
 
     def round(self, syn: SyntheticSet, step: int) -> tuple[int, int]:
         """(step, 0)."""

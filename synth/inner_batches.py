@@ -9,6 +9,7 @@ from ddengine.learning import augment
 from ddengine.learning.augment import AugmentDraw
 from ddengine.recipe import AugmentConfig, ClassBatches
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.runtime import sent
 from synth.classes import class_members
 
 
@@ -35,12 +36,12 @@ class InnerBatches(ClassBatches):
         num_classes, each = members.shape
         per_class = min(self.per_class or each, each)
         places = self._places(num_steps, num_classes, each, rng)[:, :, :per_class]
-        at = places.to(members.device, non_blocking=True)  # nothing waits for it
+        at = sent(places, members.device)
         chosen = members.expand(num_steps, -1, -1).gather(2, at)
         if self.classes is None or self.classes >= num_classes:
             return chosen.flatten(1)
         keys = torch.rand(num_steps, num_classes, generator=rng)
-        classes = keys.argsort(1)[:, : self.classes].to(members.device, non_blocking=True)
+        classes = sent(keys.argsort(1)[:, : self.classes], members.device)
         rows = torch.arange(num_steps, device=members.device)[:, None]
         return chosen[rows, classes].flatten(1)
 

@@ -24,6 +24,7 @@ from ddengine.objective import Env
 from ddengine.recipe import AugmentConfig, OptimConfig, require
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.rng import on_device
+from ddengine.system.runtime import sent
 
 Gradient = Callable[..., Tensor]  # (theta (P,), images, targets, CutMix draw or None) -> (P,)
 State = dict[str, Tensor]
@@ -117,9 +118,9 @@ def training_gradient(env: Env) -> Gradient:
 def fresh(env: Env, rng: Generator) -> Tensor:
     """The parameters (P,) of a new network."""
     theta = flatten(env.new_model(rng))
-    if env.device.type != "cuda":
-        return theta
-    return theta.pin_memory().to(env.device, non_blocking=True)
+    if env.device.type == "cuda":
+        theta = theta.pin_memory()
+    return sent(theta, env.device)
 
 
 @dataclass(frozen=True, kw_only=True)

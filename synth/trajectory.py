@@ -46,6 +46,7 @@ from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.configs import LATE
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
+from ddengine.system.runtime import sent
 from ddengine.types import AutoBackprop, Facts, Json
 from synth.views import KEPT, THETA, Extractor
 
@@ -383,8 +384,7 @@ class TrajectoryObjective(Objective):
         segment = self._segment(step, rng)
         batches = student_batches(len(syn), config.batch or len(syn), config.inner_steps, rng)
         sizes = [len(index) for index in batches]
-        # one copy, not one in each inner step, for which nothing waits
-        joined = torch.cat(batches).to(device, non_blocking=True)
+        joined = sent(torch.cat(batches), device)  # one copy, not one in each inner step
         indices = joined.split(sizes)
         if config.labels == "target":
             used = joined.unique()  # the host waits for their number
@@ -451,8 +451,7 @@ class TrajectoryObjective(Objective):
         epochs = [start]
         for _, epoch, _ in milestones:
             epochs.append(start + epoch)
-        snapshots = experts.snapshots(expert, epochs)
-        snapshots = snapshots.to(self.env.device, non_blocking=True)
+        snapshots = sent(experts.snapshots(expert, epochs), self.env.device)
         theta = snapshots[0]
         if config.perturb:
             theta = config.perturb(theta, self.env.model.shapes, rng)
@@ -515,7 +514,7 @@ def matching_loss(
         errors = errors.gather(1, chosen)
         lengths = lengths.gather(1, chosen)
     distances = errors.sum(1) / lengths.sum(1)
-    factors = torch.tensor(weights, device=distances.device, dtype=distances.dtype)
+    factors = sent(torch.tensor(weights, dtype=distances.dtype), distances.device)
     return (distances * factors).sum()
 
 

@@ -34,6 +34,7 @@ CODE = "TORCHINDUCTOR_CACHE_DIR"  # where torch keeps compiled code
 UNKNOWN = 60.0  # seconds that compiling is expected to take where it was never measured
 MOST_SAVED = 0.5  # of a step; nothing compiled here has saved more
 LONG = 10.0  # seconds of a step that is timed once, the first time, which takes longer
+COMPILED = 2  # raised where other parts are compiled than when it was measured
 DECIDE = ("model", "more_models", "ipc", "codec", "targets", "objective")  # shapes and the loss
 
 
@@ -209,7 +210,7 @@ def _key(asked: Asked, left: list[dict[str, bool]]) -> str:
     values = resolved(asked.recipe)
     parts = {part: values.get(part) for part in DECIDE}
     kernels = torch.backends.cpu.get_cpu_capability()
-    where = [runtime.machine(asked.device), kernels, runtime.versions()["torch"]]
+    where = [COMPILED, runtime.machine(asked.device), kernels, runtime.versions()["torch"]]
     where.append(torch.get_num_threads())
     shape = [list(asked.data.image_shape), asked.data.num_classes, asked.precision]
     return digest([parts, *shape, *where, left])

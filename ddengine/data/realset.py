@@ -10,7 +10,7 @@ from ddengine.data.preprocess import Preprocess
 from ddengine.system.errors import UserError
 from ddengine.system.files import tensor_digest
 from ddengine.system.rng import on_device
-from ddengine.system.runtime import available_memory
+from ddengine.system.runtime import available_memory, sent
 from ddengine.types import Batch
 
 SHARE = 0.5  # of a GPU's memory that is free; images that take more stay where they are
@@ -71,7 +71,8 @@ class RealSet:
 
     def stored(self, index: Tensor) -> Tensor:
         """(B,) -> (B, C, H, W) uint8 on the device."""
-        return self.pixels.index_select(0, index.to(self.pixels.device)).to(self.device)
+        pixels = self.pixels.index_select(0, sent(index, self.pixels.device))
+        return sent(pixels, self.device)
 
     def images(self, index: Tensor) -> Tensor:
         """(B,) -> (B, C, H, W), preprocessed."""
@@ -79,8 +80,9 @@ class RealSet:
 
     def batch(self, index: Tensor) -> Batch:
         """The examples at `index` (B,)."""
-        index = index.to(self.device)
-        return Batch(self.images(index), self.labels.index_select(0, index))
+        there = sent(index, self.device)
+        images = self.images(there if self.pixels.device == self.device else index)
+        return Batch(images, self.labels.index_select(0, there))
 
     def called(self, class_: int) -> str:
         """A class in a message: its name, or its number where nobody gave it one."""

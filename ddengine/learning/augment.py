@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from ddengine.recipe import AugmentConfig
-from ddengine.system.runtime import exact_matmul
+from ddengine.system.runtime import exact_matmul, sent
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class AugmentDraw:
 
     def to(self, device: torch.device) -> "AugmentDraw":
         """The same draw with its numbers on `device`."""
-        uniform = self.uniform.to(device, non_blocking=True)
+        uniform = sent(self.uniform, device)
         if self.always is None:
             return AugmentDraw(self.ops, uniform)
-        always = self.always.to(device, non_blocking=True)
+        always = sent(self.always, device)
         return AugmentDraw(self.ops, uniform, always)
 
     def part(self, groups: slice) -> "AugmentDraw":
@@ -138,7 +138,7 @@ def _apply_drawn(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Te
 def _images_of(op: str, draw: AugmentDraw, per_group: int, device: torch.device) -> Tensor:
     """Indices (n,) of the images whose groups have drawn `op`."""
     groups = [group for group, drawn in enumerate(draw.ops) if drawn == op]
-    chosen = torch.tensor(groups).to(device, non_blocking=True)
+    chosen = sent(torch.tensor(groups), device)
     first = chosen.unsqueeze(1) * per_group
     within = torch.arange(per_group, device=device)
     return (first + within).flatten()
@@ -155,7 +155,7 @@ class CutMix:
 
     def to(self, device: torch.device) -> "CutMix":
         """The same draw with its permutation on `device`."""
-        return CutMix(self.partner.to(device, non_blocking=True), self.box, self.share)
+        return CutMix(sent(self.partner, device), self.box, self.share)
 
 
 def sample_cutmix(
@@ -209,7 +209,7 @@ class MixUp:
 
     def to(self, device: torch.device) -> "MixUp":
         """The same draw with its permutation on `device`."""
-        return MixUp(self.partner.to(device, non_blocking=True), self.share)
+        return MixUp(sent(self.partner, device), self.share)
 
 
 Mix = CutMix | MixUp
@@ -373,8 +373,8 @@ def shuffle(images: Tensor, patches: int, row_order: Tensor, column_order: Tenso
     strip permutation[i].
     """
     height, width = images.shape[2:]
-    row_orders = _strip_orders(height, patches).to(images.device, non_blocking=True)
-    column_orders = _strip_orders(width, patches).to(images.device, non_blocking=True)
+    row_orders = sent(_strip_orders(height, patches), images.device)
+    column_orders = sent(_strip_orders(width, patches), images.device)
     rows = row_orders.index_select(0, row_order)
     columns = column_orders.index_select(0, column_order)
     return rearrange(images, rows, columns)

@@ -52,7 +52,7 @@ class Eager(Computation):
 
 
 class Graphs(Computation):
-    """Each function compiled once for each shape and type of what it is given."""
+    """Each function compiled once for each shape, layout and type of what it is given."""
 
     def __init__(self, compiler: Compiler | None = None):
         """`compiler` is given each graph; None: `by_inductor`."""
@@ -65,7 +65,7 @@ class Graphs(Computation):
     def __call__(self, what: Any, function: Function, *given: Tensor) -> Any:
         """What a function gives, without a graph of autograd."""
         constants = [tensor.detach() for tensor in given]
-        key = (what, *((tensor.shape, tensor.dtype, tensor.device) for tensor in given))
+        key = (what, *map(_layout, given))
         if key not in self._made:
             # derivatives and casts of autocast are written down as plain operations first: the
             # compiler's own way through second derivatives loses casts to bfloat16
@@ -89,6 +89,11 @@ class Graphs(Computation):
             )
             return value
         return self(what, function, *given)
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    """What a graph of a tensor depends on: views of another layout are written down otherwise."""
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def computation(compile: bool) -> Computation:
@@ -199,6 +204,7 @@ def as_cuda_graph(function: Function, given: Sequence[Tensor], pool: Any) -> Rec
             function(*given)
     current.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    # goes back to the current stream also where recording fails
+    with torch.cuda.stream(current), torch.cuda.graph(graph, pool=pool):
         outputs = function(*given)
     return Recording(graph.replay, outputs)

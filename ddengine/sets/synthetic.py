@@ -17,6 +17,7 @@ from ddengine.sets.coreset import TrainNetworks
 from ddengine.sets.start import INITIALISERS
 from ddengine.sets.targets import LABELS, Classes, Features, LabelOf, Logits, Targets, Weights
 from ddengine.system.errors import UserError
+from ddengine.system.runtime import sent
 from ddengine.types import Batch, Experts, TargetKind
 
 RAW = "raw."  # before the name of a tensor: its last iterate, beside its running average
@@ -156,7 +157,7 @@ class SyntheticSet:
 
         Targets are classes, label logits, weights of classes or features.
         """
-        index = index.to(self.classes.device)
+        index = sent(index, self.classes.device)
         images = self.codec.decode(self.tensors, index)
         if self.space == "pixel":
             images = self.preprocess.forward(images)

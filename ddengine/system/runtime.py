@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from ddengine.system.errors import UserError
@@ -90,6 +91,11 @@ def device_named(device: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, for which the host waits only where it is to have it itself."""
+    return tensor.to(device, non_blocking=device.type != "cpu")
+
+
 @contextmanager
 def exact_matmul() -> Iterator[None]:
     """Matrix products in full float32 also where TF32 is allowed.
@@ -150,11 +156,27 @@ def _layer_seconds(precision: Precision) -> float:
 def peak_memory(device: torch.device) -> int:
     """Most bytes this process has held so far: device memory on CUDA, resident memory on a CPU."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_allocated(device) + _held_by_recordings(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if sys.platform == "darwin":
         return peak
     return peak * 1024
+
+
+def forget_peak(device: torch.device) -> None:
+    """Count the most memory from now on; on a CPU it is that of the process all the same."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _held_by_recordings(device: torch.device) -> int:
+    """Bytes of a device that CUDA graphs keep for their next launch, allocated to no tensor."""
+    held = 0
+    for segment in torch.cuda.memory_snapshot():
+        ordinary = tuple(segment.get("segment_pool_id", (0, 0))) == (0, 0)
+        if not ordinary and segment["device"] == device.index:
+            held += segment["total_size"] - segment["allocated_size"]
+    return held
 
 
 def available_memory(device: torch.device) -> int:
@@ -165,7 +187,7 @@ def available_memory(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free, _ = torch.cuda.mem_get_info(device)
-        return free + unused
+        return free + unused - _held_by_recordings(device)
     if sys.platform != "linux":
         return UNKNOWN
     try:

@@ -1,16 +1,19 @@
 """No step of a method waits for the device, as far as a processor can tell.
 
 What is made of images, labels, networks or what is kept between steps lies on the device. A read of
-it by the host, or a shape that follows from its values, would have the host wait.
+it by the host, or a shape that follows from its values, would have the host wait; and so would a
+copy to the device that is not said to be `non_blocking`.
 """
 
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -26,7 +29,7 @@ aten = torch.ops.aten
 READS = {
     aten._local_scalar_dense, aten.equal, aten.nonzero, aten.masked_select, aten.bincount,
     aten._unique2, aten.unique_dim, aten.unique_consecutive, aten.repeat_interleave,
-    aten.linalg_eigh, aten._linalg_eigh, aten.is_nonzero,
+    aten.linalg_eigh, aten._linalg_eigh, aten._linalg_check_errors, aten.is_nonzero,
 }  # fmt: skip
 METHODS = ("tolist", "numpy", "cpu")  # of tensors; these read without an operation
 
@@ -42,17 +45,26 @@ def place() -> str:
 KNOWN = {
     "at": {"stages", "windows"},
     "att": {"trajectory"},
+    "haba": {"views"},  # how many pairs of examples there are
     "frepo": {"pool", "labels"},  # one_hot looks at classes, but on a GPU it does not
     "krr_st": {"pool"},
 }
 
 
+SENT = "runtime"  # the module of `sent`, which does not wait for a copy to a GPU
+COPIES = {"mct": {"convex"}}  # epochs between waypoints are made on the host
+
+
 class Watched(TorchDispatchMode):
-    """Follows what is made of some tensors, and notes reads of it by the host."""
+    """Follows what is made of some tensors, and notes reads of it by the host.
+
+    And, where functions of torch are `seen` by it, copies to the device that are waited for.
+    """
 
     def __init__(self, tensors: Iterable[Tensor]):
         super().__init__()
         self.reads: set[str] = set()
+        self.copies: set[str] = set()
         self._known: dict[int, StorageWeakRef] = {}
         self.add(tensors)
 
@@ -69,12 +81,62 @@ class Watched(TorchDispatchMode):
                 return True
         return False
 
+    @contextmanager
+    def seeing(self, monkeypatch) -> Iterator[None]:
+        """Within the block methods and functions that move tensors are seen too."""
+        with monkeypatch.context() as patched, self:
+            for name in METHODS:
+                patched.setattr(Tensor, name, self._reading(getattr(Tensor, name)))
+            patched.setattr(Tensor, "to", self._moving(Tensor.to))
+            for name in ("tensor", "as_tensor"):
+                patched.setattr(torch, name, self._copying(getattr(torch, name)))
+            for name in ("arange", "full", "ones", "rand", "randperm", "zeros"):
+                patched.setattr(torch, name, self._making(getattr(torch, name)))
+            yield
+
+    def _reading(self, method):
+        def reading(tensor, *args, **kwargs):
+            if self.knows(tensor):
+                self.reads.add(place())
+            return method(tensor, *args, **kwargs)
+
+        return reading
+
+    def _moving(self, method):
+        def moving(tensor, *args, **kwargs):
+            where = [kwargs.get("device"), *args]
+            moves = any(isinstance(to, torch.device | str) or self.knows(to) for to in where)
+            made = method(tensor, *args, **kwargs)
+            if moves and tensors_in(tensor):
+                if not self.knows(tensor) and place() != SENT:
+                    self.copies.add(place())
+                self.add([made])
+            return made
+
+        return moving
+
+    def _copying(self, function):
+        def copying(*args, **kwargs):
+            if kwargs.get("device") is not None and not self.knows(args):
+                self.copies.add(place())
+            return function(*args, **kwargs)
+
+        return copying
+
+    def _making(self, function):
+        def making(*args, **kwargs):
+            made = function(*args, **kwargs)
+            if kwargs.get("device") is not None:
+                self.add([made])
+            return made
+
+        return making
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
         if self.knows((args, kwargs)):
-            by_mask = func is aten.index.Tensor and any(
-                index is not None and index.dtype == torch.bool for index in args[1]
-            )
+            indexes = func.overloadpacket in (aten.index, aten.index_put_, aten.index_put)
+            by_mask = indexes and any(index.dtype == torch.bool for index in tensors_in(args[1]))
             if func.overloadpacket in READS or by_mask:
                 self.reads.add(place())
             self.add(tensors_in(made))
@@ -82,8 +144,9 @@ class Watched(TorchDispatchMode):
 
 
 def tensors_in(values) -> list[Tensor]:
-    """All tensors, at any depth."""
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+    """All tensors, at any depth, but those that vmap or a derivative wraps, which have no memory."""
+    tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+    return [tensor for tensor in tensors if not is_functorch_wrapped_tensor(tensor)]
 
 
 RECIPES = [recipe for recipe in worlds.recipes_of_methods(()) if recipe.outer.steps]
@@ -101,22 +164,10 @@ def test_a_step_reads_nothing_back(recipe, world, monkeypatch):
             leaves[name].requires_grad_()
         watched = Watched([*leaves.values(), syn.classes, train.pixels, train.labels])
         watched.add(tensors_in(state))
-        with monkeypatch.context() as patched, watched:
-            for name in METHODS:
-                patched.setattr(Tensor, name, noted(getattr(Tensor, name), name, watched))
+        with watched.seeing(monkeypatch):
             rng = generator(0, "losses", step)
             for loss in objective.losses(syn.with_tensors(leaves), state, step, rng):
                 loss.backward()
     method = recipe.name.split("/")[0]
     assert watched.reads == KNOWN.get(method, set())
-
-
-def noted(method, name, watched):
-    """A method of tensors, whose reads are noted."""
-
-    def reading(tensor, *args, **kwargs):
-        if watched.knows(tensor):
-            watched.reads.add(place())
-        return method(tensor, *args, **kwargs)
-
-    return reading
+    assert watched.copies == COPIES.get(method, set())

@@ -205,8 +205,9 @@ def rendered(primitives, shape, points, prefilter):
     across = l11 * l21 / over_rows
     # what is left of the variance of rows: written so that no digits cancel
     left = l22.square() + box + l21.square() * box / over_rows
-    columns = (torch.arange(width * points).to(primitives) + 0.5) / points
-    rows = (torch.arange(height * points).to(primitives) + 0.5) / points
+    like = {"dtype": primitives.dtype, "device": primitives.device}
+    columns = (torch.arange(width * points, **like) + 0.5) / points
+    rows = (torch.arange(height * points, **like) + 0.5) / points
     from_centre = columns - (u + 1) * width / 2
     below_centre = rows - (v + 1) * height / 2
     narrowing = (2 * left).rsqrt()
