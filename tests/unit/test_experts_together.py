@@ -172,6 +172,27 @@ def test_they_go_on_within_their_training(whole, tmp_path, monkeypatch, capsys):
     check_equal(make, whole)
 
 
+def test_they_go_on_where_more_are_asked_for(whole, tmp_path, monkeypatch):
+    """The checkpoint is called after an expert that is the last one no more."""
+    real, made = train._Training._batch, []
+    monkeypatch.setattr("buffers.unfinished.EVERY", 0.0)
+
+    def batch(self, index):
+        made.append((self._experts[0], self.progress.epoch, self.progress.batch))
+        if made == [(0, 0, 0), (0, 0, 1)]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(self, index)
+
+    monkeypatch.setattr(train._Training, "_batch", batch)
+    with pytest.raises(signals.Stopped, match="experts 0, 1"), signals.heard():
+        filled(making(tmp_path / "store", num_experts=2))
+    assert path_of(tmp_path / "store", 1).is_file()
+    make = making(tmp_path / "store")
+    generate_all([make])
+    assert len(made) == len(set(made))  # nothing was trained twice
+    check_equal(make, whole)
+
+
 def test_a_checkpoint_is_of_as_many_networks(tmp_path, monkeypatch):
     """One of another number of networks, which nothing of this program writes, is refused."""
     make = making(tmp_path / "store", num_experts=3)
@@ -238,11 +259,15 @@ def test_as_many_are_tried_as_there_are_and_memory_holds(tmp_path, monkeypatch):
     make = making(tmp_path, MODEL, num_experts=6)
     assert together.measured(make, timed) == {1: 1.0, 2: 1.0, 4: 1.0, 6: 1.0}
 
+    failing: Exception = torch.OutOfMemoryError()
+
     def short(make, num):
         if num > 2:
-            raise torch.OutOfMemoryError
+            raise failing
         return timed(make, num)
 
+    assert together.measured(make, short) == {1: 1.0, 2: 1.0}
+    failing = RuntimeError("CUDNN_STATUS_ALLOC_FAILED")  # of a library, which says it otherwise
     assert together.measured(make, short) == {1: 1.0, 2: 1.0}
     monkeypatch.setattr(dist, "num_ranks", lambda: 2)
     assert list(together.measured(make, timed)) == [1, 2, 3]

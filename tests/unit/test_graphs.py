@@ -132,6 +132,15 @@ def test_a_recording_gives_what_it_is_asked_for():
     assert torch.equal(a, torch.ones(3))  # what is given is not written to
 
 
+def test_a_graph_is_of_one_layout():
+    """Numbers that lie otherwise in memory are given to another one."""
+    computed, made = Graphs(Counted()), []
+    images = torch.arange(24.0).view(1, 2, 3, 4)
+    for seen in (images, images.to(memory_format=torch.channels_last)):
+        made.append(computed("flat", lambda x: x.view(2, 12) if x.is_contiguous() else x, seen))
+    assert made[0].shape == (2, 12) and made[1].shape == images.shape
+
+
 def test_slopes_of_what_wants_none_are_not_computed():
     """Nor anything but the value where autograd is off."""
     wanted = []
