@@ -207,20 +207,29 @@ def _texts(first: Sequence[str], roles: Mapping[str, Callable[..., Any]]) -> dic
         if function is None or function in needed:
             continue
         needed[function] = name
-        todo += [(called, function.__module__) for called in _called(inspect.getsource(function))]
+        todo += [(called, function.__module__) for called in _called(function)]
     texts = dict[str, str]()
     for function in sorted(needed, key=_place):
         name = function.__name__
-        text = inspect.getsource(function)
+        text, _ = _source(function)
         texts[needed[function]] = text.replace(f"def {name}(", f"def {needed[function]}(", 1)
     return texts
 
 
 def _place(function: Callable[..., Any]) -> tuple[bool, int]:
     """Functions of codecs come before those of plain.py, and each where it stands in its file."""
-    return function.__module__ == plain.__name__, inspect.getsourcelines(function)[1]
+    return function.__module__ == plain.__name__, _source(function)[1]
 
 
-def _called(text: str) -> list[str]:
-    """Names that a source uses, each once."""
-    return sorted({node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)})
+@cache
+def _source(function: Callable[..., Any]) -> tuple[str, int]:
+    """The source of a function, and the line of its file where it begins."""
+    lines, first = inspect.getsourcelines(function)
+    return "".join(lines), first
+
+
+@cache
+def _called(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Names that a function uses, each once."""
+    nodes = ast.walk(ast.parse(_source(function)[0]))
+    return tuple(sorted({node.id for node in nodes if isinstance(node, ast.Name)}))

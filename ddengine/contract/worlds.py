@@ -168,8 +168,12 @@ def one_step(
     learned: Iterable[str],
     *,
     seed: int = 0,
+    backward: bool = True,
 ) -> tuple[list[float], Mapping[str, Tensor | None]]:
-    """The losses of step 0, and the gradients of all stored tensors; those `learned` want one."""
+    """The losses of step 0, and the gradients of all stored tensors; those `learned` want one.
+
+    Without `backward` there are no gradients, which take longer than the losses.
+    """
     leaves = {name: tensor.clone() for name, tensor in syn.tensors.items()}
     for name in set(learned) & leaves.keys():
         leaves[name].requires_grad_()
@@ -178,7 +182,8 @@ def one_step(
     with told(syn):
         for loss in objective.losses(syn.with_tensors(leaves), state, 0, generator(seed, "losses")):
             _check_loss(loss)
-            loss.backward()
+            if backward:
+                loss.backward()
             losses.append(float(loss.detach()))
     assert losses, "losses() yielded nothing in the first step: yield at least one scalar loss."
     gradients: Json = {name: leaf.grad for name, leaf in leaves.items()}

@@ -154,6 +154,9 @@ def test_evaluation_json(done, monkeypatch, capsys):
     """Exactly the documented content, every accuracy with its seed and draw, the table printed."""
     monkeypatch.chdir(done)
     assert run("evaluate", "runs/a", *QUICK, "--models", "convnet-d1-w4-in", "mlp") == 0
+    for name in ("real_vs_distilled.png", "heat_map.png"):
+        picture = Path("runs/a", name).read_bytes()
+        assert picture.startswith(b"\x89PNG") and len(picture) > 1000
     evaluation = json.loads(Path("runs/a/evaluation.json").read_text())
     assert set(evaluation) == {
         "protocol",

@@ -21,6 +21,8 @@ from ddengine.pages.reading import Run
 from ddengine.recipe import AugmentConfig, DataConfig, EvalConfig
 from ddengine.system import files, log
 
+pytestmark = pytest.mark.usefixtures("no_chart")
+
 SHORT = EvalConfig(
     protocol="test",
     epochs=5,
