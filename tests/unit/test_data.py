@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddengine.data import Preprocess, RealSet, digits, fit_preprocess, load_data, stratified
+from ddengine.data import Preprocess, RealSet, fit_preprocess, load_data, stratified
 from ddengine.data.load import data_from
 from ddengine.data.preprocess import fit_zca
 from ddengine.data.realset import Subset
@@ -312,22 +312,6 @@ def test_digits():
     assert len(data.train) + len(data.validation) + len(data.test) == 1797
     # the whole range of a byte is used
     assert data.train.pixels.max() == 255 and data.train.pixels.min() == 0
-
-
-@pytest.mark.parametrize("found", [True, False])
-def test_digits_are_those_of_the_library(found, monkeypatch):
-    """Whether their file is read where it lies, or by the library."""
-    from sklearn.datasets import load_digits
-
-    if not found:
-        monkeypatch.setattr(digits, "find_spec", lambda name: None)
-    scans, labels = load_digits(return_X_y=True)
-    rows = digits._rows()
-    assert np.array_equal(rows[:, :64], scans) and np.array_equal(rows[:, 64], labels)
-    source = digits.read(DataConfig(name="digits"))
-    pixels = np.round(scans * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
-    assert np.array_equal(source.train.fetch(np.arange(len(labels))), pixels)
-    assert source.train.labels.dtype == np.int64 and np.array_equal(source.train.labels, labels)
 
 
 # Index arithmetic
