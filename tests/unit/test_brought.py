@@ -22,8 +22,6 @@ from ddengine.sets.targets import Classes
 from ddengine.system import files
 from ddengine.system.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 SHORT = EvalConfig(
     protocol="test",
     epochs=3,

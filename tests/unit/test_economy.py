@@ -21,8 +21,6 @@ from ddengine.pages.reading import Run
 from ddengine.recipe import AugmentConfig, DataConfig, EvalConfig
 from ddengine.system import files, log
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 SHORT = EvalConfig(
     protocol="test",
     epochs=5,

@@ -26,8 +26,6 @@ from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.recipes.protocols import PROTOCOLS
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 DIGITS = DataConfig(name="digits", limit=400)
 SHORT = EvalConfig(
     protocol="test",
