@@ -133,7 +133,8 @@ class Compiled(InnerGradient):
 
     With the loss l and s = <r, dl/dtheta>, the pullback is <r, g> = s, H r = ds/dtheta and ds/dx
     of each tensor x of the batch: the gradient of s, reverse over reverse. (Forwards over reverse
-    it took a tenth longer, and autocast has no forward derivatives.)
+    takes a little longer, see benchmarks/unroll.py; and neither autocast nor our convolutions have
+    forward derivatives.)
     """
 
     def __init__(self, loss: LossFn, compiler: Compiler | None = None):
