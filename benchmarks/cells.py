@@ -388,6 +388,9 @@ def row_of(cell: Cell, settings: Settings) -> dict[str, Any]:
         for of_one in evaluation.get("rows", [{"accuracies": []}])[0]["accuracies"]:
             accuracies.append(of_one["accuracy"])
         row |= {key: evaluation[key] for key in ("machine", "versions", "commit") if evaluation}
+        cost = _read(of_set / "run" / "distilled" / "meta.json").get("distillation") or {}
+        peak = max(row.get("peak_memory") or 0, cost.get("peak_memory_bytes") or 0)
+        row["peak_memory"] = peak or None  # of the distillation, in bytes
     return row | {"ours": _ours(accuracies, figure) if finished else None}
 
 

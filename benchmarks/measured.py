@@ -1,4 +1,4 @@
-"""What `advise` says that recipes reach: synth/measured.json, made of the tables in docs/results.
+"""What `advise` and `recipes` say that recipes reach: synth/measured.json, made of docs/results.
 
     python benchmarks/measured.py
 
@@ -7,10 +7,12 @@ Nothing is measured here, and nothing is written that no table holds.
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ddengine.system import files
+from synth.catalogue import find
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = (
@@ -20,6 +22,12 @@ TABLES = (
     "compensator_small",
     "bptt_ipc1",
 )
+CELLS = "docs/results/published_cells.json"
+IMAGES_OF = {  # whole training splits, which published recipes see
+    "cifar10": {"images": 50_000, "shape": [3, 32, 32], "classes": 10},
+    "fashion_mnist": {"images": 60_000, "shape": [1, 28, 28], "classes": 10},
+}
+KINDS = {"real": "random", "herding": "herding"}  # what rows of real images are called
 BESIDE = ("random", "herding", "full")
 # the images of all rows of these tables, as their recipes say
 IMAGES = {"data": "fashion_mnist", "images": 10_000, "shape": [1, 28, 28], "classes": 10}
@@ -38,6 +46,40 @@ def entries() -> list[dict[str, Any]]:
         runs = json.loads((ROOT / path).read_text(encoding="utf-8"))["runs"]
         for run in runs:
             made.append(_entry(run, runs, path))
+    return made + cells(json.loads((ROOT / CELLS).read_text(encoding="utf-8"))["rows"])
+
+
+def cells(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry for each published recipe that was run whole."""
+    made = []
+    for row in rows:
+        if row["set"] != "distilled" or row["cut"] or not row["ours"]:
+            continue
+        recipe = find(row["recipe"])
+        beside = {}
+        for other in rows:
+            if other["recipe"] == row["recipe"] and other["set"] in KINDS and other["ours"]:
+                beside[KINDS[other["set"]]] = other["ours"]["accuracy"]
+        made.append(
+            {
+                "recipe": row["recipe"],
+                "row": row["recipe"],
+                "flags": [],
+                "data": recipe.data.name,
+                **IMAGES_OF[recipe.data.name],
+                "ipc": recipe.ipc,
+                "model": recipe.model,
+                "accuracy": row["ours"]["accuracy"],
+                "std": row["ours"]["std"],
+                "networks": row["ours"]["n"],
+                "beside": beside,
+                "seconds": row["seconds"]["set"],
+                "seconds_of_experts": row["seconds"].get("experts"),
+                "peak_memory": row["peak_memory"],
+                "device": row["machine"]["device"],
+                "source": CELLS,
+            }
+        )
     return made
 
 
