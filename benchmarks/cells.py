@@ -1,6 +1,7 @@
 """Published cells on this machine beside their published figures, within hours that are said.
 
-    python benchmarks/cells.py --hours 3 --cifar10 FOLDER [--cells random_dsa_ipc1 dsa/cifar10_ipc1]
+    python benchmarks/cells.py --hours 3 --cifar10 FOLDER --fashion_mnist FOLDER
+        [--cells random_dsa_ipc1 dsa/cifar10_ipc1]
 
 The same command goes on, to the bit, after the last hour or a kill: what runs when the hours are
 over is stopped after its step. Cells are done in the order of CELLS; a whole recipe is run, but
@@ -158,6 +159,7 @@ class Settings:
     hours: float  # of all cells together
     cells: tuple[str, ...] = ()  # by their names; none: those of CELLS
     cifar10: Path | None = None  # a folder of parquet files; None: where torchvision puts it
+    fashion_mnist: Path | None = None  # a folder of its four files; None: where torchvision puts it
     device: str = "auto"
     runs: Path = common.ROOT / "runs" / "cells"
     out: Path | None = None  # published_cells.json and .md; None: docs/results, or runs (rehearse)
@@ -225,7 +227,9 @@ def without_folders(line: str, settings: Settings) -> str:
     What lies in one that is known here keeps its path from there on, and other paths their last
     name.
     """
-    for folder in (settings.runs, settings.results, settings.cifar10, common.ROOT):
+    for folder in (
+        settings.runs, settings.results, settings.cifar10, settings.fashion_mnist, common.ROOT,
+    ):  # fmt: skip
         if folder is not None:  # of these the names may have blanks
             line = line.replace(f"{folder.absolute()}/", "")
     return FOLDERS.sub("", line)
@@ -271,9 +275,12 @@ def _rehearsed(cell: Cell) -> Cell:
 
 def where_images_lie(cell: Cell, settings: Settings) -> tuple[str, ...]:
     """Flags that say where images lie on this machine, which no result names."""
-    if settings.cifar10 is None or find(cell.recipe).data.name != "cifar10":
-        return ()
-    return ("--data.name", "parquet", "--data.root", str(settings.cifar10.resolve()))
+    name = find(cell.recipe).data.name
+    if name == "cifar10" and settings.cifar10 is not None:
+        return ("--data.name", "parquet", "--data.root", str(settings.cifar10.resolve()))
+    if name == "fashion_mnist" and settings.fashion_mnist is not None:
+        return ("--data.root", str(settings.fashion_mnist.resolve()))
+    return ()
 
 
 def make(cell: Cell, session: Session, hours: float) -> None:

@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import cells
 import common
 import gpu
+import measured as measured_tables
 import scale
 
 EXPECTED = {"distill": 5000.0, "evaluate": 100.0}
@@ -159,6 +160,31 @@ def test_a_folder_with_a_blank_and_others_are_cut_from_a_line(tmp_path):
     line = f"no '/else where/x', see {asked.runs}/log, https://x.org/a/b and/or 1 / 2 of /data."
     said = "no 'else where/x', see log, https://x.org/a/b and/or 1 / 2 of data."
     assert cells.without_folders(line, asked) == said
+
+
+def test_images_are_read_where_the_settings_say(tmp_path):
+    """Each cell those of its dataset; without a folder as the recipe has it."""
+    asked = replace(settings(tmp_path), cifar10=tmp_path / "c", fashion_mnist=tmp_path / "f")
+    flags = {cell.name: cells.where_images_lie(cell, asked) for cell in cells.CELLS}
+    parquet = ("--data.name", "parquet", "--data.root", str(tmp_path / "c"))
+    assert flags["dsa/cifar10_ipc1"] == flags["random_dc_ipc10"] == parquet
+    assert flags["dc/fashion_mnist_ipc1"] == ("--data.root", str(tmp_path / "f"))
+    assert {cells.where_images_lie(cell, settings(tmp_path)) for cell in cells.CELLS} == {()}
+
+
+def test_published_cells_are_measured_where_they_were_run_whole():
+    """Beside real images of the same recipe; what was cut, or has no figure, is left out."""
+    ours = {"accuracy": 0.3, "std": 0.01, "n": 5}
+    row = {
+        "recipe": "dsa/cifar10_ipc1", "set": "distilled", "cut": [], "ours": ours,
+        "seconds": {"set": 9.0}, "peak_memory": 7, "machine": {"device": "CPU"},
+    }  # fmt: skip
+    random = row | {"set": "real", "ours": ours | {"accuracy": 0.2}}
+    cut = row | {"recipe": "mtt/cifar10_ipc1", "cut": ["2 outer steps for 5000"]}
+    begun = row | {"recipe": "dc/cifar10_ipc1", "ours": None}
+    (entry,) = measured_tables.cells([random, row, cut, begun])
+    assert entry["recipe"] == "dsa/cifar10_ipc1" and entry["beside"] == {"random": 0.2}
+    assert (entry["accuracy"], entry["ipc"], entry["images"]) == (0.3, 1, 50_000)
 
 
 def test_a_share_that_holds_no_step_ends_no_other_cell(tmp_path, commands, monkeypatch):
