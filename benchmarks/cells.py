@@ -148,7 +148,7 @@ MORE = [
 ]
 TINY = ("--data.zca", "False", "--model", "convnet-d3-w4-in", "--init.steps", "2")
 TINY_CLASS = 20  # images of a class, for each of the set
-TINY_EXPERTS = ("--buffer.num_experts", "1", "--buffer.batch", "32")
+TINY_EXPERTS = ("--buffer.num_experts", "2", "--buffer.batch", "32")
 TINY_STEPS = 2
 
 

@@ -2,15 +2,16 @@
 
     python benchmarks/gpu.py --seconds 540 --out DIR [--cifar10 FOLDER]
 
-It installs nothing and runs with the Python that runs it: the tests that need a GPU, field.py, then
-published cells, unroll.py and precision.py. Each part has a box of the seconds; what it leaves is
-shared by those after it. A part that its box stops is continued by the next call with the same DIR,
-where parts that are done are not run again. Every result lies in DIR as soon as it is there:
-parts.json says how far each part is, PART.log what it printed, field-cuda.json and so on what came
-out.
---rehearse does all of it on a CPU, at a size that takes little.
+It installs nothing and runs with the Python that runs it: the tests that need a GPU, what field.py
+measures without compiling, published cells; then what compiles: tests, field.py as a whole,
+unroll.py; and precision.py. Each part has a box of the seconds; what it leaves is shared by those
+after it. A part that its box stops is continued by the next call with the same DIR, where parts
+that are done are not run again, nor tests that have passed. Every result lies in DIR as soon as it
+is there: parts.json says how far each part is, PART.log what it printed, field-cuda.json and so on
+what came out. --rehearse does all of it on a CPU, at a size that takes little.
 """
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -26,9 +27,19 @@ from ddengine.system import files
 PARTS = "parts.json"
 LEAST = 5.0  # seconds with which no part is begun
 CELLS = ("mtt/cifar10_ipc1", "mtt/cifar10_ipc10", "dm/cifar10_ipc10", "cross/cifar10_ipc10")
-# at a size that takes seconds
-SMALL = ("--width", "4", "--repeats", "1", "--no-compiled", "--cells", "expert", "dm_ipc10")
+EAGER = (
+    "--no-compiled", "--repeats", "3", "--name", "field_eager", "--cells", "experts_together",
+    "mtt_ipc10_t10", "evaluation", "dm_ipc10", "dsa_ipc1", "mtt_ipc1_t10", "expert",
+)  # fmt: skip
+COMPILES = "compil or cuda_graphs"  # the tests that wait for a compiler
+PASSED = re.compile(r"^(tests/\S+::.+?) PASSED", re.MULTILINE)
+# the same at a size that takes seconds
 FEW = {
+    "field_eager": (
+        "--width", "4", "--repeats", "1", "--no-compiled", "--name", "field_eager", "--cells",
+        "expert", "dm_ipc10", "experts_together", "mtt_ipc1_t10",
+    ),
+    "field": ("--width", "4", "--repeats", "1", "--cells", "dm_ipc10"),
     "unroll": ("--width", "4", "--batch", "10", "--steps", "2", "--runs", "2", "--ways", "replay"),
     "precision": (
         "--recipes", "dm/digits_ipc1", "--seeds", "1", "--networks", "1", "--steps", "2",
@@ -59,25 +70,49 @@ class Part:
 
 def parts(settings: Settings) -> list[Part]:
     """All of them."""
-    python, out = sys.executable, settings.out.absolute()
-    device = "cpu" if settings.rehearse else "cuda"
-    tests = (python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "gpu", "tests/gpu")
-    field = (python, "benchmarks/field.py", "--device", device, "--out", str(out))
-    made = [Part("tests", 1.0, tests), Part("field", 2.0, (*field, *(SMALL * settings.rehearse)))]
-    images = () if settings.cifar10 is None else ("--cifar10", str(settings.cifar10.resolve()))
-    for name in CELLS:
-        words = (
-            python, "benchmarks/cells.py", "--hours", "HOURS", "--cells", name, "--device", device,
-            "--out", str(out), "--runs", str(out / "cells"), *images,
-            *(("--rehearse",) * settings.rehearse),
-        )  # fmt: skip
-        made.append(Part(name.replace("/", "_"), 1.5, words))
-    for name, few in FEW.items():
-        script = (python, f"benchmarks/{name}.py", "--device", device, "--out", str(out))
-        if name == "precision":
-            script = (*script, "--runs", str(out / name))
-        made.append(Part(name, 1.0, (*script, *(few * settings.rehearse))))
-    return made
+    compiled = [_tests(COMPILES, "tests_compiled", 2.0), _script(settings, "field", 2.0)]
+    return [
+        _tests(f"not ({COMPILES})", "tests", 1.5),
+        _script(settings, "field_eager", 2.5, EAGER),
+        *(_cell(settings, name) for name in CELLS),
+        *compiled,
+        _script(settings, "unroll", 1.0),
+        _script(settings, "precision", 1.0),
+    ]
+
+
+def _tests(which: str, name: str, share: float) -> Part:
+    """Tests that need a GPU."""
+    words = ("-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "gpu", "-k", which, "tests/gpu")
+    return Part(name, share, (sys.executable, *words))
+
+
+def _script(settings: Settings, name: str, share: float, how: tuple[str, ...] = ()) -> Part:
+    """A benchmark, which writes into the folder."""
+    out = settings.out.absolute()
+    script = f"benchmarks/{name.removesuffix('_eager')}.py"
+    words = [sys.executable, script, "--device", _device(settings), "--out", str(out)]
+    if name == "precision":
+        words += ["--runs", str(out / name)]
+    return Part(name, share, (*words, *(FEW[name] if settings.rehearse else how)))
+
+
+def _cell(settings: Settings, name: str) -> Part:
+    """A published cell."""
+    out = settings.out.absolute()
+    words = [
+        sys.executable, "benchmarks/cells.py", "--hours", "HOURS", "--cells", name, "--device",
+        _device(settings), "--out", str(out), "--runs", str(out / "cells"),
+    ]  # fmt: skip
+    if settings.cifar10 is not None:
+        words += ["--cifar10", str(settings.cifar10.resolve())]
+    if settings.rehearse:
+        words.append("--rehearse")
+    return Part(name.replace("/", "_"), 1.5, tuple(words))
+
+
+def _device(settings: Settings) -> str:
+    return "cpu" if settings.rehearse else "cuda"
 
 
 def in_order(every: Sequence[Part], known: dict[str, Any]) -> list[Part]:
@@ -101,7 +136,10 @@ def run(part: Part, seconds: float, folder: Path) -> tuple[State, int]:
     # so that a part which knows its hours ends by itself, before it is asked to
     hours = str((1 - 2 * common.SPARED) * seconds / 3600)
     words = [hours if word == "HOURS" else word for word in part.words]
-    code = common.stopped_after(words, seconds, folder / f"{part.name}.log")
+    log = folder / f"{part.name}.log"
+    for test in PASSED.findall(log.read_text()) if log.is_file() else ():
+        words += ["--deselect", test]  # it has passed in a call before
+    code = common.stopped_after(words, seconds, log)
     if common.was_stopped(code):
         return "stopped", code
     return ("failed" if code else "done"), code

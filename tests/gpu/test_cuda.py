@@ -362,7 +362,7 @@ def never_waits(objective, syn, config):
     assert state.step == 6
 
 
-@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize("compiles", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("method", MATCHING)
 def test_a_step_of_a_matching_method_never_waits_for_the_device(method, compiles):
     """Drawing, augmenting, the networks' own training and the comparison included."""
@@ -401,7 +401,7 @@ class Line:
         return torch.stack([start.lerp(end, epoch / 50) for epoch in epochs])
 
 
-@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize("compiles", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("name", ["mtt/digits_ipc1", "rat/digits_ipc1"])
 def test_a_step_through_inner_training_never_waits_for_the_device(name, compiles):
     """Segments, batches, augmentation, the way forwards and the way back."""
