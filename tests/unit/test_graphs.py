@@ -77,6 +77,19 @@ def test_an_objective_by_graphs_is_the_eager_one(name, model, monkeypatch):
     assert none[-1] == 0 < made[0] <= made[1] == made[2]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "model"), [("dsa", INSTANCE), ("dcc", BATCH), ("dm", BATCH)])
+def test_an_objective_by_inductor_is_the_eager_one(name, model):
+    """Through the compiler that --compile uses."""
+    torch._dynamo.reset()
+    config = OBJECTIVES.get(name, DM)
+    eager, _ = steps_of(config, False, Counted(), model=model)
+    compiled, _ = steps_of(config, True, Counted(), model=model)
+    for (losses, slope), (theirs, their_slope) in zip(compiled, eager, strict=True):
+        assert torch.allclose(torch.stack(losses), torch.stack(theirs), rtol=1e-9)
+        close(slope, their_slope, 1e-9)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Judged(Untrained):
     """With another network that judges."""

@@ -200,11 +200,12 @@ def test_compiled_code_that_a_kill_has_cut_is_compiled_again(
 
 
 @pytest.mark.slow
-def test_compiled_equals_eager_with_inductor():
-    """Through the compiler that --compile uses, with every update."""
+@pytest.mark.parametrize("name", ["convnet-d1-w4-in", "convnet-d1-w4-bn-mp"])
+def test_compiled_equals_eager_with_inductor(name):
+    """Through the compiler that --compile uses, with every update and rates of each step."""
     torch._dynamo.reset()
-    loss, start = loss_of(), flatten(network("convnet-d1-w4-in"))
+    loss, start = loss_of(name), flatten(network(name))
     compiled, eager = inner_gradient(loss, True), inner_gradient(loss)
     for update in UPDATES:
-        how = {"start": start, "update": update, "keep": (2,)}
+        how = {"start": start, "update": update, "keep": (2,), "by_step": True}
         assert most_apart(reached(compiled, **how), reached(eager, **how)) < 1e-12
