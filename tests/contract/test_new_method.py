@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import helpers
 import pytest
 import torch
 from golden_files import GOLDEN, load, names
@@ -70,21 +69,15 @@ def test_a_recipe_that_is_not_there_is_one_sentence(package):
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_it_runs_from_the_command_line(package, monkeypatch, capsys):
+def test_it_runs_from_the_command_line(package):
     flags = ["--data.name", "digits", "--data.size", "None", "--data.limit", "200"]
     flags += ["--objective.real_batch", "8", "--outer.steps", "3"]
     flags += ["--model", "convnet-d1-w4-in", "--out", "runs/a"]
-    monkeypatch.chdir(package)
-    monkeypatch.syspath_prepend(str(package))
-    try:
-        assert helpers.run("distill", "mine.ncfm:recipe", *flags) == 0
-        assert (package / "runs/a/distilled/meta.json").is_file()
-        capsys.readouterr()
-        assert helpers.run("cite", "mine.ncfm:recipe") == 0
-        assert "wang2025ncfm" in capsys.readouterr().out
-    finally:  # no other test knows the package
-        for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
-            del sys.modules[name]
+    done = run(package, sys.executable, str(ROOT / "run.py"), "distill", "mine.ncfm:recipe", *flags)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (package / "runs/a/distilled/meta.json").is_file()
+    cited = run(package, sys.executable, str(ROOT / "run.py"), "cite", "mine.ncfm:recipe")
+    assert "wang2025ncfm" in cited.stdout
 
 
 @pytest.mark.skipif(not (GOLDEN / "ncfm.safetensors").is_file(), reason="no such vectors")
