@@ -563,7 +563,9 @@ def main(settings: Settings) -> int:
 if __name__ == "__main__":
     common.end_when_asked()
     try:
-        sys.exit(main(tyro.cli(Settings)))
+        asked = tyro.cli(Settings)
+        common.check_positive("--hours", asked.hours)
+        sys.exit(main(asked))
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import flop_registry
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ddengine.system import files, runtime
+from ddengine.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -129,6 +130,12 @@ def _asked_to_end(process: subprocess.Popen[bytes], patience: float) -> int:
         return process.wait(patience)
     process.kill()
     return process.wait()
+
+
+def check_positive(flag: str, value: float) -> None:
+    """Raise UserError unless a flag is a positive number that ends."""
+    if not 0 < value < float("inf"):
+        raise UserError(f"{flag} must be positive and finite, got {value}.")
 
 
 def was_stopped(code: int) -> bool:

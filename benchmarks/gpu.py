@@ -8,7 +8,8 @@ unroll.py; and precision.py. Each part has a box of the seconds; what it leaves 
 after it. A part that its box stops is continued by the next call with the same DIR, where parts
 that are done are not run again, nor tests that have passed. Every result lies in DIR as soon as it
 is there: parts.json says how far each part is, PART.log what it printed, field-cuda.json and so on
-what came out. --rehearse does all of it on a CPU, at a size that takes little.
+what came out. --rehearse does all of it on a CPU, at a size that takes about ten minutes, where
+tests are skipped.
 """
 
 import re
@@ -22,7 +23,8 @@ from typing import Any, Literal
 import common
 import tyro
 
-from ddengine.system import files
+from ddengine.system import files, runtime
+from ddengine.system.errors import UserError
 
 PARTS = "parts.json"
 LEAST = 5.0  # seconds with which no part is begun
@@ -145,6 +147,14 @@ def run(part: Part, seconds: float, folder: Path) -> tuple[State, int]:
     return ("failed" if code else "done"), code
 
 
+def checked(settings: Settings) -> Settings:
+    """The same. Raises UserError for seconds that are none, and where there is no GPU."""
+    common.check_positive("--seconds", settings.seconds)
+    if not settings.rehearse:
+        runtime.device_named("cuda")
+    return settings
+
+
 def main(settings: Settings, every: Sequence[Part] = ()) -> int:
     """Run the parts that are left, write after each; 1 where one failed."""
     began = time.monotonic()
@@ -177,4 +187,8 @@ def main(settings: Settings, every: Sequence[Part] = ()) -> int:
 
 if __name__ == "__main__":
     common.end_when_asked()
-    sys.exit(main(tyro.cli(Settings)))
+    try:
+        sys.exit(main(checked(tyro.cli(Settings))))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

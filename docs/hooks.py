@@ -1,7 +1,8 @@
 """Pages of the documentation that lie at the top of the repository: results, changes, contributing.
 
 Their links are relative to the top; here they become relative to docs/. What is no part of the
-documentation, such as a program in benchmarks/, becomes plain text.
+documentation, such as a program in benchmarks/, becomes plain text. Pages of docs/ link to them as
+they lie in a checkout.
 """
 
 import re
@@ -35,6 +36,13 @@ def moved(match: re.Match[str]) -> str:
     if place is None:
         return text
     return f"{picture}[{text}]({place})"
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """A page of docs/, whose links lead up to pages of the top where it is read in a checkout."""
+    for name, place in PAGES.items():
+        markdown = markdown.replace(f"](../{name}", f"]({place}")
+    return markdown
 
 
 def on_files(files: Files, *, config: Any) -> Files:

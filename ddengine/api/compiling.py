@@ -148,7 +148,10 @@ def _if_it_pays(
     eager, _ = _seconds(asked, syn, objective, twice=False)
     expected = UNKNOWN if known is None else known.seconds
     if steps * eager * MOST_SAVED <= expected:
-        log.say(f"not compiled: {steps} steps of {eager:.2g} s cannot save {expected:.0f} s")
+        log.say(
+            f"not compiled: that takes about {expected:.0f} s, and {steps} steps of {eager:.2g} s "
+            f"could save {steps * eager * MOST_SAVED:.0f} s at most"
+        )
         return None
     if known is not None:
         pays = worth(steps, eager, known)

@@ -67,7 +67,7 @@ class ForNetworks:
 class Compiles:
     """The flag of commands that distil."""
 
-    # compile the inner training step; auto: where the steps pay for it; no value: on
+    # compile inner training and class passes; auto: where the steps pay for it; no value: on
     compile: Literal["auto", "on", "off"] = "off"
 
 
