@@ -35,8 +35,8 @@ def main(args: list[str]) -> None:
     for name, each in others.items():
         log.say(f"{name} is of the package {each.package}")
     log.say(
-        "here: the test accuracy in % that a table of this project has of the recipe; others were "
-        "not run as they are, and want minutes of a CPU or hours of a GPU"
+        "here: the test accuracy in % that a table which advise reads has of the recipe; others "
+        "are in none as they are, and want minutes of a CPU or hours of a GPU"
     )
     log.say(
         f"{program.name()} distill NAME --print_config shows a recipe, with notes on its figure"
