@@ -9,12 +9,12 @@ demo: .venv/ready
 	$(PY) run.py demo
 
 test: .venv/tests
-	$(PY) -m pytest -q -n auto --dist loadgroup --randomly-seed=$(SEED)
+	$(PY) -m pytest -q -n auto --randomly-seed=$(SEED)
 
 # The numbers on a processor that knows less than this one: other kernels, other rounding.
 PORTABLE ?= tests/golden tests/unit
 test-portable: .venv/tests
-	ATEN_CPU_CAPABILITY=default DNNL_MAX_CPU_ISA=SSE41 $(PY) -m pytest -q -n auto --dist loadgroup --randomly-seed=$(SEED) $(PORTABLE)
+	ATEN_CPU_CAPABILITY=default DNNL_MAX_CPU_ISA=SSE41 $(PY) -m pytest -q -n auto --randomly-seed=$(SEED) $(PORTABLE)
 
 test-slow: .venv/tests
 	$(PY) -m pytest -q -m slow

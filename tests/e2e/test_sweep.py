@@ -19,8 +19,7 @@ from ddengine.commands.sweep import evaluate_words, grid_of
 from ddengine.system.errors import UserError
 from synth.catalogue import find
 
-# of several processes one has all of them, so that the sweep of `done` is made once
-pytestmark = [pytest.mark.usefixtures("no_chart"), pytest.mark.xdist_group("sweep")]
+pytestmark = pytest.mark.usefixtures("no_chart")
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "mtt/digits_ipc1"
