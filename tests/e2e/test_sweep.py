@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from helpers import MODEL, TINY, run
 from safetensors.torch import load_file
 
@@ -51,15 +53,30 @@ def sweep(*flags: str) -> int:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A folder with a sweep of two settings over two seeds; (folder, what was said)."""
+    """A folder with a sweep of two settings over two seeds; (folder, what was said).
+
+    Processes that share the tests make it once, and each has a copy.
+    """
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent  # which they have in common
+    original = place / "sweep of all"
+    with FileLock(place / "sweep.lock"):
+        if not (original / "said").is_file():
+            original.mkdir(exist_ok=True)
+            (original / "said").write_text(swept_in(original))
     folder = tmp_path_factory.mktemp("sweep")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        command = [sys.executable, str(ROOT / "run.py"), "sweep", RECIPE, *TINY, *QUICK, *CHOSEN]
-        command += ["--grid", "outer.optim.images.lr=1,50", "--seeds", "0,1", "--out", "swept"]
-        made = subprocess.run([*command, "--jobs", "2"], capture_output=True, text=True)
+    shutil.copytree(original, folder, dirs_exist_ok=True)
+    return folder, (folder / "said").read_text()
+
+
+def swept_in(folder: Path) -> str:
+    """What a sweep said that was made in a folder."""
+    command = [sys.executable, str(ROOT / "run.py"), "sweep", RECIPE, *TINY, *QUICK, *CHOSEN]
+    command += ["--grid", "outer.optim.images.lr=1,50", "--seeds", "0,1", "--out", "swept"]
+    made = subprocess.run([*command, "--jobs", "2"], cwd=folder, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
-    return folder, made.stdout
+    return made.stdout
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
