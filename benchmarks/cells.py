@@ -560,12 +560,12 @@ def main(settings: Settings) -> int:
     return code or bool(failed)
 
 
+def called() -> int:
+    """As the command line asks."""
+    settings = tyro.cli(Settings)
+    common.check_positive("--hours", settings.hours)
+    return main(settings)
+
+
 if __name__ == "__main__":
-    common.end_when_asked()
-    try:
-        asked = tyro.cli(Settings)
-        common.check_positive("--hours", asked.hours)
-        sys.exit(main(asked))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    common.ending(called)

@@ -4,6 +4,7 @@ The files say where they were made.
 """
 
 import ctypes
+import math
 import multiprocessing as mp
 import os
 import signal
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,6 +24,7 @@ from torch.utils.flop_counter import flop_registry
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from ddengine.evaluation import intervals
 from ddengine.system import files, runtime
 from ddengine.system.errors import UserError
 
@@ -167,6 +169,27 @@ def added_memory(once: Callable[[int], None]) -> int:
     before = torch.cuda.memory_allocated() if cuda else resident()
     once(1)
     return (torch.cuda.max_memory_allocated() if cuda else peak()) - before
+
+
+def ratio(of: Sequence[float], to: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+    """The mean ratio of seconds to others of the same turns, with its 95 % interval.
+
+    By Student's t on the logarithm; one turn has no interval.
+    """
+    logs = [math.log(one / other) for one, other in zip(of, to, strict=True)]
+    mean, _, ends = intervals.interval(logs, -10.0, 10.0)
+    assert mean is not None
+    return math.exp(mean), None if ends is None else (math.exp(ends[0]), math.exp(ends[1]))
+
+
+def ending(main: Callable[[], int]) -> NoReturn:
+    """End this process with the exit code of `main`; 2, and a sentence, for a user's mistake."""
+    end_when_asked()
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 def turns(steps: dict[str, Callable[[int], None]], repeats: int) -> dict[str, float]:

@@ -54,7 +54,6 @@ from buffers.filling import Making
 from buffers.train import train_expert, train_experts
 from ddengine.data import Data, Preprocess, RealSet
 from ddengine.evaluation import beside as evaluation_processes
-from ddengine.evaluation import intervals
 from ddengine.evaluation import work as evaluation_work
 from ddengine.evaluation.bench import Bench, Contender, Training
 from ddengine.learning import augment, training
@@ -605,13 +604,8 @@ def measured(cell: str, settings: Settings) -> list[dict[str, Any]]:
         else:
             row["peak_bytes"] = common.apart(memory, cell, settings, way)
         if FIELD in seconds:
-            logs = []
-            for theirs, own in zip(seconds[FIELD], of_way, strict=True):
-                logs.append(math.log(theirs[which] / own[which]))
-            mean, _, ends = intervals.interval(logs, -10.0, 10.0)
-            assert mean is not None
-            row["faster"] = math.exp(mean)
-            row["faster_interval"] = None if ends is None else [math.exp(end) for end in ends]
+            theirs, own = ([turn[which] for turn in turns] for turns in (seconds[FIELD], of_way))
+            row["faster"], row["faster_interval"] = common.ratio(theirs, own)
         rows.append(row)
     if not fits:
         rows.insert(0, {"cell": cell, "way": FIELD, "not_tried": True, "needs_bytes": needed})

@@ -24,7 +24,6 @@ import common
 import tyro
 
 from ddengine.system import files, runtime
-from ddengine.system.errors import UserError
 
 PARTS = "parts.json"
 LEAST = 5.0  # seconds with which no part is begun
@@ -147,14 +146,6 @@ def run(part: Part, seconds: float, folder: Path) -> tuple[State, int]:
     return ("failed" if code else "done"), code
 
 
-def checked(settings: Settings) -> Settings:
-    """The same. Raises UserError for seconds that are none, and where there is no GPU."""
-    common.check_positive("--seconds", settings.seconds)
-    if not settings.rehearse:
-        runtime.device_named("cuda")
-    return settings
-
-
 def main(settings: Settings, every: Sequence[Part] = ()) -> int:
     """Run the parts that are left, write after each; 1 where one failed."""
     began = time.monotonic()
@@ -185,10 +176,14 @@ def main(settings: Settings, every: Sequence[Part] = ()) -> int:
     return 1 if any(part["state"] == "failed" for part in known.values()) else 0
 
 
+def called() -> int:
+    """As the command line asks. Raises UserError where there is no GPU, but for a rehearsal."""
+    settings = tyro.cli(Settings)
+    common.check_positive("--seconds", settings.seconds)
+    if not settings.rehearse:
+        runtime.device_named("cuda")
+    return main(settings)
+
+
 if __name__ == "__main__":
-    common.end_when_asked()
-    try:
-        sys.exit(main(checked(tyro.cli(Settings))))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    common.ending(called)

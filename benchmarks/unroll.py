@@ -36,7 +36,6 @@ import tyro
 from torch import Tensor
 from torch.nn import functional
 
-from ddengine.evaluation import intervals
 from ddengine.learning.flat import FlatModel, flatten
 from ddengine.learning.graphs import by_inductor
 from ddengine.learning.inner import Compiled, InnerGradient, LossFn, Pullback, inner_gradient
@@ -176,10 +175,8 @@ def measured(ways: tuple[str, ...], settings: Settings, num_steps: int) -> list[
             pipe.send(0)
     rows = []
     for way, of_way in seconds.items():
-        counted, reference = of_way[2:], seconds[ways[0]][2:]
-        logs = [math.log(own / theirs) for own, theirs in zip(counted, reference, strict=True)]
-        mean, _, ends = intervals.interval(logs, -10.0, 10.0)
-        assert mean is not None
+        counted = of_way[2:]
+        ratio, ends = common.ratio(counted, seconds[ways[0]][2:])
         rows.append(
             {
                 "T": num_steps,
@@ -187,8 +184,8 @@ def measured(ways: tuple[str, ...], settings: Settings, num_steps: int) -> list[
                 "median_s": statistics.median(counted),
                 "runs_s": counted,
                 "first_s": of_way[0],
-                "of_first_way": math.exp(mean),
-                "interval": None if ends is None else [math.exp(end) for end in ends],
+                "of_first_way": ratio,
+                "interval": ends,
                 "peak_bytes": common.apart(memory, way, settings, num_steps),
             }
         )

@@ -133,11 +133,6 @@ class Making:
         return (self.folder / store.MANIFEST).is_file()
 
     @property
-    def lacking(self) -> int:
-        """How many experts are still to be trained, whether or not there is a store."""
-        return len(self.unfinished)
-
-    @property
     def threads(self) -> int | None:
         """On which each expert is trained, as the store says; None: on those that there are."""
         if self.data.train.device.type != "cpu" or not self.is_there:

@@ -28,7 +28,7 @@ def threads_for(makings: Sequence[Making]) -> int | None:
     alone = any(isinstance(making.config.step, OwnTraining) for making in makings)
     if alone or not trains or makings[0].data.train.device.type != "cpu":
         return None
-    at_a_time = min(allowed, sum(making.lacking for making in makings))
+    at_a_time = min(allowed, sum(len(making.unfinished) for making in makings))
     if at_a_time < 2 or dist.num_ranks() > 1 or not beside.can_go(makings):
         return allowed
     return allowed // max(1, min(at_a_time, _in_memory(makings)))
@@ -58,7 +58,7 @@ def at_once(makings: Sequence[Making]) -> AtOnce:
     """How the experts that stores lack would be trained by this process, which opens none."""
     tasks = []
     for number, making in enumerate(makings):
-        tasks += [(number, expert) for expert in range(making.lacking)]
+        tasks += [(number, expert) for expert in making.unfinished]
     if not tasks:
         return AtOnce()
     of_new = threads_for(makings)

@@ -325,8 +325,8 @@ def _timed_step(syn: SyntheticSet, objective: Objective, after: "_AfterSteps", s
         after.report()
         raise
     state.counters.seconds += time.perf_counter() - start
-    _note_memory(state, syn)
     if after.is_due():
+        _note_memory(state, syn)  # which asks the device, and is no matter before it is written
         after.report()
 
 

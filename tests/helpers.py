@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from buffers.experts import generate
+from buffers.filling import Making
 from buffers.steps import Sgd
 from buffers.store import ExpertStore
 from ddengine import commands
@@ -101,6 +102,19 @@ def tiny_env(data: Data, store: ExpertStore | None, model: str = MODEL) -> Env:
     """What an objective is built from."""
     build = new_model(data, model)
     return Env(data.train, build, FlatModel(build(generator(0))), store, CPU)
+
+
+def tiny_making(data: Data, config: BufferConfig, model: str, folder: Path) -> Making:
+    """A store of these digits that is to be filled."""
+    return Making(
+        data=data,
+        data_config=DIGITS,
+        config=config,
+        model=model,
+        new_model=new_model(data, model),
+        folder=folder,
+        is_named=True,
+    )
 
 
 def tiny_set(data: Data, ipc: int = 2, **scalars: float) -> SyntheticSet:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DIGITS, new_model, tiny_data
+from helpers import MODEL, tiny_data, tiny_making
 from safetensors.torch import load_file
 
 from buffers import beside, curriculum, pace, store, train
@@ -120,17 +120,9 @@ def machine(monkeypatch):
     return seen
 
 
-def making(folder, model="convnet-d1-w4-in", **changes):
+def making(folder, model=MODEL, **changes):
     """A store that is to be filled."""
-    return Making(
-        data=DATA,
-        data_config=DIGITS,
-        config=replace(CONFIG, **changes),
-        model=model,
-        new_model=new_model(DATA, model),
-        folder=folder,
-        is_named=True,
-    )
+    return tiny_making(DATA, replace(CONFIG, **changes), model, folder)
 
 
 def here(make):

@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from helpers import DIGITS, MODEL, new_model, tiny_data
+from helpers import MODEL, new_model, tiny_data, tiny_making
 from safetensors.torch import load_file
 
 from buffers import pace, store, together, train
 from buffers.curriculum import EasyFirst
 from buffers.experts import generate_all
-from buffers.filling import Making
 from buffers.flat_step import Gsam
 from buffers.steps import Sgd
 from buffers.store import ExpertStore
@@ -35,15 +34,7 @@ BATCH_NORM = "convnet-d1-w4-bn"
 
 def making(folder, model=BATCH_NORM, **changes):
     """A store that is to be filled."""
-    return Making(
-        data=DATA,
-        data_config=DIGITS,
-        config=replace(CONFIG, **changes),
-        model=model,
-        new_model=new_model(DATA, model),
-        folder=folder,
-        is_named=True,
-    )
+    return tiny_making(DATA, replace(CONFIG, **changes), model, folder)
 
 
 def filled(make):
