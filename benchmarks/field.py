@@ -64,7 +64,7 @@ from ddengine.recipe import DataConfig, EvalConfig
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files, rng, runtime
 from ddengine.system.memo import Memo
-from ddengine.system.workers import Message, Worker, working
+from ddengine.system.workers import Message, Worker, num_for, working
 from synth.catalogue import find
 from synth.trajectory import student_batches
 
@@ -317,8 +317,10 @@ def evaluations(world: World, settings: Settings) -> dict[str, Once]:
 
     def ours(number: int) -> None:
         if not started:
-            beginning = evaluation_processes.beginning(bench)
-            started.append(Processes(evaluation_work.MODULE, settings.threads, beginning))
+            num = num_for(NETWORKS, settings.threads)
+            taking_turns = num > settings.threads
+            beginning = evaluation_processes.beginning(bench, take_turns=taking_turns)
+            started.append(Processes(evaluation_work.MODULE, num, beginning))
         requests = []
         for seed in range(NETWORKS):
             asked = Training(who, world.model, 0.01, (seed,), (0,), "test", UPDATES)

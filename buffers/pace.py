@@ -14,6 +14,7 @@ from ddengine.experts import AtOnce, OwnTraining
 from ddengine.learning.memory import saved_bytes
 from ddengine.system import dist, runtime
 from ddengine.system.rng import generator
+from ddengine.system.workers import num_for
 
 
 def threads_for(makings: Sequence[Making]) -> int | None:
@@ -48,10 +49,10 @@ def processes_for(
     told = [of_expert for number, _ in tasks if (of_expert := threads[number]) is not None]
     if len(told) < len(tasks):
         return 1
-    processes = min(len(tasks), torch.get_num_threads() // max(told))
-    if processes < 2 or not _is_worth_it(makings, tasks, threads):
+    cores = torch.get_num_threads() // max(told)
+    if min(len(tasks), cores) < 2 or not _is_worth_it(makings, tasks, threads):
         return 1
-    return max(1, min(processes, _in_memory(makings)))
+    return max(1, min(num_for(len(tasks), cores), _in_memory(makings)))
 
 
 def at_once(makings: Sequence[Making]) -> AtOnce:
@@ -67,7 +68,9 @@ def at_once(makings: Sequence[Making]) -> AtOnce:
         as_one = together.at_once(makings[first])
         if as_one.experts > 1:
             return as_one
-    return AtOnce(processes_for(makings, tasks, of_new), _threads_of(makings[first], of_new))
+    processes, threads = processes_for(makings, tasks, of_new), _threads_of(makings[first], of_new)
+    cores = torch.get_num_threads() // (threads or 1)
+    return AtOnce(processes, threads, cores if processes > cores else None)
 
 
 def _threads_of(making: Making, of_new: int | None) -> int | None:

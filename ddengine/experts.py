@@ -140,6 +140,7 @@ class AtOnce:
 
     experts: int = 1
     threads: int | None = None  # None: on those that there are
+    cores: int | None = None  # on which they take turns; None: each has one, or more
     # of experts that are one computation: how many times as long as one expert alone all that are
     # missing take; None: each is a computation of its own
     as_one: float | None = None

@@ -5,6 +5,7 @@ process would do with its: on as many threads the numbers are the same to the bi
 told so (functions of the user, teachers that label every batch) stays in this process.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -37,8 +38,8 @@ def can_go(bench: Bench, asked: Training) -> bool:
 # What a process is told.
 
 
-def beginning(bench: Bench) -> Message:
-    """What all trainings share."""
+def beginning(bench: Bench, *, take_turns: bool = False) -> Message:
+    """What all trainings share; `take_turns`: there are more processes than cores."""
     data = bench.data
     tensors = dict(data.train.preprocess.tensors())
     for name in SPLITS:
@@ -51,6 +52,7 @@ def beginning(bench: Bench) -> Message:
         "targets": {"kind": bench.targets.kind, "label_of": bench.targets.label_of},
         "outputs": bench.outputs,
         "at_once": asdict(bench.at_once),
+        "take_turns": take_turns,
     }
     return Message(facts, tensors)
 
@@ -162,6 +164,8 @@ def _begin(message: Message, tell: Tell) -> Answer:
         home=facts["home"],
         targets=targets_of(**facts["targets"]),
         outputs=facts["outputs"],
+        # who waits for a turn takes no time of the processor, and would alone not wait
+        clock=time.process_time if facts["take_turns"] else time.perf_counter,
     )
     return answering(partial(_result, bench, {}))
 

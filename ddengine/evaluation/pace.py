@@ -1,7 +1,6 @@
 """How long trainings take: measured, told beforehand, and how the processor is shared out."""
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +11,7 @@ from ddengine.evaluation.trainings import has_curve, seconds_for, tried_rates, u
 from ddengine.learning.memory import saved_bytes
 from ddengine.system import runtime
 from ddengine.system.rng import generator
+from ddengine.system.workers import Hands, num_for
 
 MEASURED = 0.5  # seconds of updates that are timed at least
 JUDGED = 200  # images on which judging is timed
@@ -41,17 +41,17 @@ def measured(bench: Bench, asked: Training) -> Pace:
     steps, seconds = 1, 0.0
     while True:
         steps = min(2 * steps, usual)
-        start = time.perf_counter()
+        start = bench.clock()
         networks = bench.networks(replace(asked, steps=steps))
-        seconds = time.perf_counter() - start
+        seconds = bench.clock() - start
         if seconds >= MEASURED or steps == usual:
             break
     train = bench.data.train
     pixels, labels = train.pixels[:JUDGED], train.labels[:JUDGED]
     some = RealSet(pixels, labels, train.num_classes, train.preprocess)
-    start = time.perf_counter()
+    start = bench.clock()
     bench.means.classified(networks[0], some, bench.precision)
-    each = (time.perf_counter() - start) / len(some)
+    each = (bench.clock() - start) / len(some)
     tested = len(bench.split("test")) * len(networks)
     return Pace(seconds / steps, each * tested)
 
@@ -85,7 +85,7 @@ def num_searched(bench: Bench, who: Contender, model: str) -> int:
     return len(tried_rates(bench, who, model)) * bench.config.search_networks
 
 
-def seconds_of(bench: Bench, asked: Asked, paces: Paces, processes: int) -> float | None:
+def seconds_of(bench: Bench, asked: Asked, paces: Paces, hands: Hands) -> float | None:
     """What a row will take, roughly; None where nothing like it has been timed."""
     who, model = asked
     update = paces.of(model, images_of(bench, who))
@@ -95,19 +95,14 @@ def seconds_of(bench: Bench, asked: Asked, paces: Paces, processes: int) -> floa
     if has_curve(bench, who, model) and decided is None:
         # the curve, and networks half as long as it at most
         share = CURVE + (1 + bench.config.num_networks) / 8
-        return share * usual * update / processes
+        return share * usual * update / min(hands.num, hands.cores)
     each = update * (usual if decided is None else decided)
-    rounds = _rounds(num_searched(bench, who, model), processes)
-    rounds += _rounds(bench.config.num_networks, processes)
+    rounds = hands.rounds(num_searched(bench, who, model))
+    rounds += hands.rounds(bench.config.num_networks)
     return rounds * each
 
 
-def _rounds(networks: int, processes: int) -> int:
-    """Networks that are trained one after another where so many are shared out."""
-    return math.ceil(networks / processes)
-
-
-def updates_in_time(bench: Bench, asked: Asked, pace: Pace, processes: int, *, beside: int) -> int:
+def updates_in_time(bench: Bench, asked: Asked, pace: Pace, hands: Hands, *, beside: int) -> int:
     """Updates of each network of a row that take the seconds that there are, at least 1.
 
     `pace` is that of one network. `beside` so many networks are trained one after another, too.
@@ -115,8 +110,8 @@ def updates_in_time(bench: Bench, asked: Asked, pace: Pace, processes: int, *, b
     who, model = asked
     seconds = seconds_for(bench, who)
     assert seconds is not None
-    rounds = beside + _rounds(num_searched(bench, who, model), processes)
-    rounds += _rounds(bench.config.num_networks, processes)
+    rounds = beside + hands.rounds(num_searched(bench, who, model))
+    rounds += hands.rounds(bench.config.num_networks)
     if has_curve(bench, who, model):
         rounds += 1  # all shorter lengths together
     each = seconds / rounds - pace.judging
@@ -131,20 +126,21 @@ def processes_for(bench: Bench, rows: Sequence[Asked], paces: Paces, allowed: in
 
     On several threads a network is trained hardly faster than on one while anything else runs, and
     in one computation networks take up to a third more of the processor than one after another; so
-    as many processes as there are threads for train one network each. A short evaluation has one
-    process; its networks have as many threads as in several, so that the numbers are the same.
+    processes train one network each, as many as do those of a row soonest. A short evaluation has
+    one process; its networks have as many threads as in several, so that the numbers are the same.
     """
     if bench.device.type != "cpu" or bench.train is not None or not bench.timed:
         return 1
-    processes = min(bench.at_a_time, allowed // bench.threads)
-    if processes < 2 or seconds_of_all(bench, rows, paces, 1) < WORTH:
+    cores = min(bench.at_a_time, allowed // bench.threads)
+    if cores < 2 or seconds_of_all(bench, rows, paces) < WORTH:
         return 1
+    processes = max(cores, num_for(bench.config.num_networks, cores))
     return max(1, min(processes, _in_memory(bench, rows)))
 
 
-def seconds_of_all(bench: Bench, rows: Sequence[Asked], paces: Paces, processes: int) -> float:
-    """What rows will take, as far as it is known."""
-    return sum(seconds_of(bench, row, paces, processes) or 0.0 for row in rows)
+def seconds_of_all(bench: Bench, rows: Sequence[Asked], paces: Paces) -> float:
+    """What rows will take one network after another, as far as it is known."""
+    return sum(seconds_of(bench, row, paces, Hands()) or 0.0 for row in rows)
 
 
 def _in_memory(bench: Bench, rows: Sequence[Asked]) -> int:

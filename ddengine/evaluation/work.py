@@ -23,7 +23,7 @@ from ddengine.evaluation.trainings import Piece, cut_key, decide
 from ddengine.evaluation.watch import Watch
 from ddengine.system import crew, runtime
 from ddengine.system.crew import Crew, Seat
-from ddengine.system.workers import Message, Worker, Workers, working
+from ddengine.system.workers import Hands, Message, Worker, Workers, working
 from ddengine.types import Facts
 
 Hand = Worker | Seat  # what does one job at a time, beside this process
@@ -41,8 +41,9 @@ def train_all(plan: Plan, rows: Sequence[Row], watch: Watch) -> None:
         else:
             watch.finished(row)
     if left:
+        cores = torch.get_num_threads() // plan.bench.threads
         with _sharing(plan, left, watch) as (workers, paces):
-            _Work(plan, left, watch, paces, workers).all()
+            _Work(plan, left, watch, paces, workers, max(1, cores)).all()
 
 
 @contextmanager
@@ -105,6 +106,7 @@ class _Work:
     watch: Watch
     paces: Paces
     workers: Workers | Crew | None
+    cores: int = 1  # of the processes
     idle: list[Hand] = field(default_factory=list)
     running: dict[Hand, tuple[Row, Piece | Measure]] = field(default_factory=dict)
     begun: set[Row] = field(default_factory=set)  # rows of which something was trained
@@ -128,9 +130,11 @@ class _Work:
                 self._receive()
 
     @property
-    def processes(self) -> int:
-        """That train networks."""
-        return 1 if self.workers is None else self.workers.num
+    def hands(self) -> Hands:
+        """What trains networks."""
+        if self.workers is None:
+            return Hands()
+        return Hands(self.workers.num, self.workers.num if self._on_ranks else self.cores)
 
     # What comes next.
 
@@ -182,7 +186,7 @@ class _Work:
             return
         self.begun.add(row)
         asked = (row.who, row.model)
-        self.watch.begins(row, seconds_of(self.plan.bench, asked, self.paces, self.processes))
+        self.watch.begins(row, seconds_of(self.plan.bench, asked, self.paces, self.hands))
 
     # This process.
 
@@ -230,7 +234,7 @@ class _Work:
             self._lost(task, "it ended")
             return
         if task is None:  # it has started
-            worker.send(beside.beginning(self.plan.bench))
+            worker.send(beside.beginning(self.plan.bench, take_turns=self.hands.take_turns))
             self.idle.append(worker)
             return
         self.idle.append(worker)
@@ -265,7 +269,7 @@ class _Work:
         """How many updates there are time for."""
         bench, row = step.bench, step.row
         self.paces.learn(row.model, images_of(bench, row.who), pace.update)
-        num = updates_in_time(bench, (row.who, row.model), pace, self.processes, beside=step.beside)
+        num = updates_in_time(bench, (row.who, row.model), pace, self.hands, beside=step.beside)
         decide(bench, row.who, row.model, num)
 
 

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.functional import fold
 
+from ddengine.models.formula import Formula
+
 TYPES = (torch.float32, torch.float64)
 Sides = tuple[int, ...]  # one for height, one for width
 How = tuple[Sides, Sides, Sides]  # stride, padding, dilation
@@ -50,10 +52,8 @@ class Convolution(nn.Conv2d):
         return plain and same and not _narrows(images) and not isinstance(self.padding, str)
 
 
-class _Convolved(torch.autograd.Function):
+class _Convolved(Formula):
     """y of x (B, C, H, W), w (D, C, ...) and b (D,) or None."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None, how: How) -> Tensor:
@@ -74,10 +74,8 @@ class _Convolved(torch.autograd.Function):
         return *slopes, None
 
 
-class _Slopes(torch.autograd.Function):
+class _Slopes(Formula):
     """(dx, dw, db) of g, x and w; None in place of those that are not wanted."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(g: Tensor, x: Tensor, w: Tensor, wanted: tuple[bool, ...], how: How) -> Slopes:

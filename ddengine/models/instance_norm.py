@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddengine.models.formula import Formula
+
 TYPES = (torch.float32, torch.float64)
 Three = tuple[Tensor, Tensor, Tensor]
 
@@ -42,10 +44,8 @@ class InstanceNorm(nn.GroupNorm):
         return made[0]
 
 
-class _Normed(torch.autograd.Function):
+class _Normed(Formula):
     """(y, means (B, C), s (B, C)) of x (B, C, H, W), w (C,), b (C,) and eps."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Three:
@@ -68,10 +68,8 @@ class _Normed(torch.autograd.Function):
         return slopes[0], slopes[1], slopes[2], None
 
 
-class _Slopes(torch.autograd.Function):
+class _Slopes(Formula):
     """(dx, dw, db) of g, x, w, means, s and eps, of which means and s follow from x."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(g: Tensor, x: Tensor, w: Tensor, means: Tensor, s: Tensor, eps: float) -> Three:

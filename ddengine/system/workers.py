@@ -7,6 +7,7 @@ standard input closes then. One that finishes steps can be asked to end after th
 """
 
 import json
+import math
 import os
 import queue
 import selectors
@@ -150,6 +151,39 @@ class Workers:
         for worker in self.all:
             worker.end()
         self._selector.close()
+
+
+def num_for(jobs: int, cores: int) -> int:
+    """How many processes do so many jobs of equal length soonest on so many cores.
+
+    The fewest, from one for each core on, of which all cores have work until the last job ends, if
+    any do: five jobs on two cores are two rounds and a half for three processes that take turns,
+    and three for two processes.
+    """
+    for num in range(cores, 2 * cores):
+        last = jobs % num
+        if last == 0 or last >= cores:
+            return min(num, jobs)
+    return min(cores, jobs)
+
+
+@dataclass(frozen=True)
+class Hands:
+    """So many processes of one thread, or ranks, each at one job, on so many cores or devices."""
+
+    num: int = 1
+    cores: int = 1
+
+    @property
+    def take_turns(self) -> bool:
+        """Whether there are fewer cores, so that a job takes longer than alone."""
+        return self.num > self.cores
+
+    def rounds(self, jobs: int) -> float:
+        """How many times as long as one job alone so many of its length take, roughly."""
+        if self.take_turns:
+            return max(1.0, jobs / self.cores) if jobs else 0.0
+        return math.ceil(jobs / self.num)
 
 
 @contextmanager

@@ -312,6 +312,10 @@ def test_experts_side_by_side_take_less_time_and_more_memory(tmp_path, monkeypat
     assert [cost["seconds"] for cost in found] == [0.5 + 42.0, 0.5 + 28.0]
     assert found[1]["memory"] == 2 * found[0]["memory"] and threads[1] == 1
     assert calibrate._side_by_side([3.0, 2.0, 2.0], 2) == 4.0
+    turns = replace(alone, at_once=lambda data: AtOnce(experts=3, threads=1, cores=2))
+    taking_turns = calibrate.buffer(0.0, turns, tmp_path, {"mlp": 3})
+    assert taking_turns["seconds"] == 0.5 + 21.0
+    assert taking_turns["memory"] == 3 * found[0]["memory"]
     as_one = replace(alone, at_once=lambda data: AtOnce(experts=2, as_one=2.5))
     together = calibrate.buffer(0.0, as_one, tmp_path, {"mlp": 3})
     assert together["seconds"] == 0.5 + 35.0 and together["at_once"] == 2

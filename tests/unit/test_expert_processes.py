@@ -242,10 +242,10 @@ def test_the_first_choice_holds(tmp_path, machine, monkeypatch):
 def test_what_would_be_done_is_told_before_there_is_a_store(tmp_path, machine, monkeypatch):
     """And is what is done then; of a store of before, which says no threads, one after another."""
     make = making(tmp_path / "store")
-    assert pace.at_once([make]) == AtOnce(experts=2, threads=1)
+    assert pace.at_once([make]) == AtOnce(experts=3, threads=1, cores=2)  # which take turns
     assert not make.folder.exists()
     generate_all([make])
-    assert machine["started"] == [(2, "buffers.beside", 1)] and make.threads == 1
+    assert machine["started"] == [(3, "buffers.beside", 1)] and make.threads == 1
     assert pace.at_once([make]) == AtOnce()  # nothing is missing
     more = replace(make, config=replace(make.config, num_experts=5))
     assert pace.at_once([more]) == AtOnce(experts=2, threads=1)

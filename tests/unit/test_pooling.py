@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ddengine.learning.inner import Compiled, inner_gradient
-from ddengine.models.pooling import AveragePool, _Mean
+from ddengine.models.pooling import AveragePool, _Mean, _Spread
 
 F64 = torch.float64
 OURS, TORCHS = AveragePool(), nn.AvgPool2d(2, 2)
@@ -26,6 +26,19 @@ def test_values_and_derivatives_of_two_orders():
 
     each = images(3, 2, 2, 4, 4)
     assert torch.allclose(slope(OURS, each), slope(TORCHS, each), rtol=1e-12)
+
+
+def test_gradients_are_repeated_to_the_bit():
+    """Of any numbers, with and without a batch, also where they do not lie one after another."""
+    for dtype in (torch.float32, F64):
+        given = images(3, 2, 5, 4, dtype=dtype)
+        given[0, 0, 0] = torch.tensor([float("inf"), -float("inf"), float("nan"), -0.0])
+        for values in (given, given[0], given.mT, given[:, :, ::2], given[:0]):
+            quarters = values * 0.25
+            plain = quarters.repeat_interleave(2, -1).repeat_interleave(2, -2)
+            spread = _Spread.apply(values)
+            assert torch.equal(spread.view(torch.uint8), plain.view(torch.uint8))
+            assert spread.is_contiguous()
 
 
 def test_second_order_in_one_graph():
