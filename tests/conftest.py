@@ -40,14 +40,15 @@ def cpu() -> torch.device:
     return torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def no_chart():
-    """Commands do not draw the picture of a run, which takes as long as all else in a tiny one;
-    test_pipeline.py looks at it.
+@pytest.fixture(scope="module", autouse=True)
+def no_picture(request):
+    """Commands do not draw the picture of a run, which takes as long as all else in a tiny one, but
+    in modules that are marked with `pictures`.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "ddengine.pages.figures.real_vs_distilled",
-            lambda path, real, syn, evaluation: path.write_bytes(b"a picture"),
-        )
+        if request.node.get_closest_marker("pictures") is None:
+            patch.setattr(
+                "ddengine.pages.figures.real_vs_distilled",
+                lambda path, real, syn, evaluation: path.write_bytes(b"a picture"),
+            )
         yield

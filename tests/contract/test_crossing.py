@@ -24,8 +24,6 @@ from synth.catalogue import RECIPES, take
 from synth.datm import GrowingWindow
 from synth.trajectory import TrajectoryMatching, UniformWindow
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 STEPS: dict[str, Any] = {
     "sgd": Sgd(lr=0.3),
     "gsam": Gsam(sgd=Sgd(lr=0.3)),

@@ -38,11 +38,8 @@ LATE = f"{RECIPE} {TINY} --buffer.model convnet-d1-w8-in --buffer.keep 1 2"
 
 Prepare = Callable[[Path], object]
 
-pytestmark = [
-    # outside pytest it would be a second line on standard error
-    pytest.mark.filterwarnings("error::RuntimeWarning"),
-    pytest.mark.usefixtures("no_chart"),
-]
+# outside pytest it would be a second line on standard error
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,6 @@ from helpers import MODEL, run, shipped_loader
 
 from ddengine.artefact import folder as folders
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 TINY = [
     "--data.limit", "200", "--model", MODEL, "--outer.steps", "3", "--outer.evaluate_every", "0",
     "--outer.picture_every", "0", "--objective.real_batch", "32",

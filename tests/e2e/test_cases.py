@@ -16,8 +16,6 @@ from ddengine.data import load_data
 from ddengine.recipe import DataConfig
 from ddengine.system import files
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 # What must be said of each case, beside what right.json lets be checked by number.
 SAID = {
     "capital_splits": [],

@@ -27,7 +27,6 @@ SMALLER = {
 QUICK = [
     "--epochs", "2", "--num_networks", "3", "--lr_grid", "0.03", "--full_steps", "6", "--baselines", "random", "herding",
 ]  # fmt: skip
-pytestmark = pytest.mark.usefixtures("no_chart")
 
 
 def distilled(name, *flags):

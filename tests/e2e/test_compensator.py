@@ -25,7 +25,6 @@ TEACHERS = ("convnet-d1-w8-bn", "convnet-d2-w8-bn")
 TINY = [
     "--data.name", "digits", "--data.limit", "300", "--teachers", *TEACHERS, "--model", TEACHERS[1], "--buffer.epochs", "2", "--device", "cpu",
 ]  # fmt: skip
-pytestmark = pytest.mark.usefixtures("no_chart")
 
 SMALL = [*TINY, "--outer.steps", "6", "--outer.checkpoint_every", "2"]
 SHORT = [

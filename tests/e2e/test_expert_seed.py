@@ -20,7 +20,6 @@ from ddengine.system.configs import digest
 from ddengine.system.errors import UserError
 from synth.catalogue import RECIPES, find
 
-pytestmark = pytest.mark.usefixtures("no_chart")
 RECIPE = "mtt/digits_ipc1"
 BEFORE = Path(__file__).resolve().parents[1] / "data" / "before" / "seed1"
 OF_BEFORE = "b69b4f36eb81"  # the store of seed 1

@@ -40,9 +40,7 @@ def store(tmp_path_factory):
     return folder
 
 
-def test_parts_are_made_once_and_sets_of_them_sampled(
-    store, tmp_path, monkeypatch, no_chart, capsys
-):
+def test_parts_are_made_once_and_sets_of_them_sampled(store, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {path.name for path in store.iterdir()}
     assert {"expert_0000.safetensors", "latents.safetensors", "manifest.json"} <= names

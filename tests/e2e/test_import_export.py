@@ -22,8 +22,6 @@ from ddengine.data import load_data
 from ddengine.system import files
 from ddengine.system.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 RECIPE = "mtt/digits_ipc1"
 QUICK = ["--epochs", "5", "--num_networks", "3", "--lr_grid", "0.01", "--full_steps", "5"]
 IMPORT = ["import", RECIPE, *TINY]

@@ -39,8 +39,6 @@ from ddengine.sets import synthetic
 from ddengine.sets.codec import MultiFormation, Pixels
 from ddengine.system.rng import generator
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 CLASSES = ("cat", "dog", "hen", "owl", "pig", "sea lion")  # of the digits 0 to 5
 ROOT = "my images"
 DATA = [

@@ -53,9 +53,6 @@ def flags(method, step_after):
     ]
 
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The folder of a run that was left alone, made when it is first asked for."""

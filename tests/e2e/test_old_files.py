@@ -23,7 +23,6 @@ from ddengine.system.configs import digest, to_dict
 from synth.catalogue import RECIPES
 from synth.recipes.protocols import PROTOCOLS
 
-pytestmark = pytest.mark.usefixtures("no_chart")
 BEFORE = Path(__file__).resolve().parents[1] / "data" / "before"
 EXPECTED = json.loads((BEFORE / "expected.json").read_text())
 RESUMED = 1e-3  # of the sum of magnitudes: other processors round otherwise

@@ -25,7 +25,6 @@ from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.catalogue import find
 
-pytestmark = pytest.mark.usefixtures("no_chart")
 BEFORE = Path(__file__).resolve().parents[1] / "data" / "before_names"
 EXPECTED = json.loads((BEFORE / "expected.json").read_text())
 OWN, SMALL = "torchvision/shufflenet_v2_x0_5", "torchvision/shufflenet_v2_x0_5-small"

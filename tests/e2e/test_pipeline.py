@@ -23,6 +23,7 @@ from ddengine.recipe import DataConfig
 from ddengine.sets import synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.pictures
 RECIPE = "mtt/digits_ipc1"
 QUICK = ["--epochs", "5", "--num_networks", "3", "--lr_grid", "0.01", "--full_steps", "5"]
 

@@ -14,8 +14,6 @@ from helpers import run
 
 import ddengine
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 RUN = Path(__file__).resolve().parents[2] / "run.py"
 TINY = [
     "mtt/digits_ipc1", "--data.limit", "200", "--model", "convnet-d1-w4-in", "--device", "cpu",

@@ -27,7 +27,6 @@ QUICK = [
     "--baselines",
     "random",
 ]
-pytestmark = pytest.mark.usefixtures("no_chart")
 
 
 @pytest.fixture(scope="module")

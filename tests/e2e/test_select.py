@@ -14,8 +14,6 @@ from ddengine.data import load_data
 from ddengine.recipe import DataConfig
 from ddengine.system.rng import generator
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 RECIPE = "mtt/digits_ipc1"
 SMALL = [*TINY, "--ipc", "2", "--init.steps", "8", "--init.lr", "0.05", "--init.networks", "2"]
 QUICK = ["--epochs", "2", "--num_networks", "3", "--lr_grid", "0.01", "0.03", "--full_steps", "20"]

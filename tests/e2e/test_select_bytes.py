@@ -15,7 +15,6 @@ from ddengine.artefact import folder as folders
 from ddengine.artefact import parquet
 from ddengine.data import load_data
 from ddengine.data.realset import Subset
-from ddengine.pages import figures
 from ddengine.recipe import DataConfig
 from ddengine.sets.codec import Identity, Pixels
 from ddengine.sets.synthetic import SyntheticSet
@@ -35,18 +34,8 @@ SMALL = [
 QUICK = ["--epochs", "2", "--num_networks", "3", "--lr_grid", "0.01", "--full_steps", "20"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def undrawn():
-    """Without the picture of a run, which takes longer than all else here and is tested with the
-    other selections.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "real_vs_distilled", lambda *args: None)
-        yield
-
-
 @pytest.fixture(scope="module")
-def done(tmp_path_factory, undrawn):
+def done(tmp_path_factory):
     """A working directory with a selection, of mean and standard deviation, and a whitened one."""
     where = tmp_path_factory.mktemp("bytes")
     with pytest.MonkeyPatch.context() as patch:

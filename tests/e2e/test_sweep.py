@@ -21,8 +21,6 @@ from ddengine.commands.sweep import evaluate_words, grid_of
 from ddengine.system.errors import UserError
 from synth.catalogue import find
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "mtt/digits_ipc1"
 CHANGES = {

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from ddengine.system.heartbeat import LOST
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_chart")]
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--data.name", "digits", "--data.limit", "200", "--model", MODEL, "--device", "cpu"]
 DISTILL = ["distill", "dm/fashion_mnist_ipc1_small", *SMALL, "--objective.real_batch", "8"]

@@ -13,8 +13,6 @@ from PIL import Image
 
 from ddengine.system import program
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 NAMES, COUNTS = ("ant", "bee", "cat"), (20, 8, 5)
 
 

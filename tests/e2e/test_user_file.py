@@ -14,7 +14,6 @@ import ddengine
 from ddengine.evaluation.user_file import FromFile, from_file, names_file
 from ddengine.system.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("no_chart")
 BEFORE = Path(__file__).resolve().parents[1] / "data" / "before_names" / "runs"
 OLD = BEFORE / "dm-fashion_mnist_ipc1_small-637f7834fe65"
 QUICK = "--epochs 3 --num_networks 3 --full_steps 3 --lr_grid 0.01 --baselines random".split()

@@ -23,7 +23,6 @@ DIGITS = [
     "--outer.evaluate_every", "0", "--outer.picture_every", "2",
 ]  # fmt: skip
 QUICK = ["--epochs", "3", "--num_networks", "3", "--lr_grid", "0.03", "--full_steps", "6"]
-pytestmark = pytest.mark.usefixtures("no_chart")
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,6 @@ from ddengine.system.errors import UserError
 from synth.catalogue import find
 from synth.measured import measurements
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 

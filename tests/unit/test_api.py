@@ -34,8 +34,6 @@ from ddengine.recipe import BufferConfig, DataConfig
 from ddengine.system.errors import UserError
 from synth.catalogue import find
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 ROOT = Path(__file__).resolve().parents[2]
 OWN = DataConfig(name="own")
 MTT = find("mtt/digits_ipc1")

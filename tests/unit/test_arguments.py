@@ -15,8 +15,6 @@ from ddengine.data import Dataset, load_data
 from ddengine.recipe import DataConfig
 from ddengine.system.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 QUICK = {"epochs": 2, "num_networks": 2, "lr_grid": (0.01,), "full_steps": 10}
 DIGITS = Dataset.named("digits")
 

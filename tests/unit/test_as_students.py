@@ -30,8 +30,6 @@ from synth.inner_batches import InnerBatches
 from synth.recipes.protocols import PROTOCOLS
 from synth.windows import FromStart
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 

@@ -21,8 +21,6 @@ from ddengine.system.configs import digest
 from ddengine.system.errors import UserError
 from synth import trajectory
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 STEPS = 4
 
 

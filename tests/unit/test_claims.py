@@ -27,7 +27,6 @@ from ddengine.system.errors import UserError
 from synth.catalogue import find
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.usefixtures("no_chart")
 # claims a folder, says so, and works there until it is ended
 HOLDER = """
 import sys

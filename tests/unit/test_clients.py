@@ -13,8 +13,6 @@ from ddengine.data import Dataset, Preprocess, load_data
 from ddengine.recipe import DataConfig
 from ddengine.system.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 SHARED = Preprocess.of((0.4,), (0.3,))
 NAMES = [f"digit {i}" for i in range(10)]
 

@@ -30,7 +30,6 @@ from ddengine.system.errors import UserError
 from ddengine.system.memo import Memo
 from ddengine.system.rng import generator
 
-pytestmark = pytest.mark.usefixtures("no_chart")
 META = {"recipe": {"name": "dm/digits", "model": MODEL, "data": {"name": "digits"}}, "seed": 0}
 FOUND_OUT = {"accuracies": [0.25, 0.5]}
 PLACES = 9  # of a file in which a bit is flipped

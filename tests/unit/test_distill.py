@@ -15,8 +15,6 @@ from ddengine.sets.codec import Identity
 from ddengine.system.errors import UserError
 from ddengine.system.files import read_tensors
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 
 @pytest.fixture(scope="module")
 def data():

@@ -25,8 +25,6 @@ from ddengine.turns import InTurn, objective_of
 from synth.catalogue import find
 from synth.statistics import OnePerClass, StatisticsMatching
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 DIGITS = DataConfig(name="digits", limit=200)
 WIDE, NARROW = "convnet-d1-w16-in", "convnet-d2-w4-in"
 

@@ -14,8 +14,6 @@ from ddengine.artefact.card import LICENCES
 from ddengine.data.dataset import called
 from ddengine.system import files
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 FLAGS = (
     "--data.name folder --data.root digits --data.size 8 8 --data.limit None --ipc 1 "
     f"--model {MODEL} --objective.real_batch 8 --outer.steps 2 --outer.evaluate_every 0"

@@ -26,8 +26,6 @@ from ddengine.system import log
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 MODEL = "convnet-d1-w4-bn"
 ROWS = EvalConfig(
     protocol="test", epochs=2, batch=32, augment=AugmentConfig(ops=()), baselines=("random", "random_soft", "hard_labels", "full"), num_networks=3,

@@ -30,8 +30,6 @@ from ddengine.system.configs import to_dict
 from ddengine.system.rng import generator
 from synth.recipes.protocols import PROTOCOLS
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 SHAPES = ((1, 8, 8), (3, 32, 32), (3, 9, 14), (1, 28, 28), (2, 5, 4))
 MODEL = "convnet-d1-w4-in"
 # Settings that differ from the usual ones, and what each operation is tried with.

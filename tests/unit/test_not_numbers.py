@@ -53,6 +53,7 @@ from ddengine.system.rng import generator
 from ddengine.uses import continual, privacy
 from ddengine.uses.continual.summary import statistics
 
+pytestmark = pytest.mark.pictures
 SHORT = EvalConfig(
     protocol="fast",
     epochs=3,

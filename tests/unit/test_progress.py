@@ -16,8 +16,6 @@ from ddengine.data import Dataset
 from ddengine.system import bars, log
 from ddengine.system.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 ROOT = Path(__file__).resolve().parents[2]
 
 

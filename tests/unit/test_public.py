@@ -36,8 +36,6 @@ from ddengine.recipe import DataConfig
 from ddengine.system import files, log, program, runtime
 from ddengine.system.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "dm/fashion_mnist_ipc1_small"
 FLAGS = [

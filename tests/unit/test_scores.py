@@ -23,8 +23,6 @@ from ddengine.learning import training
 from ddengine.recipe import AugmentConfig, DataConfig, EvalConfig
 from ddengine.system.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 SHORT = EvalConfig(
     protocol="test",
     epochs=3,

@@ -26,7 +26,6 @@ from ddengine.recipe import BufferConfig
 from ddengine.system import files, log, signals
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.usefixtures("no_chart")
 RUN = ["dm/fashion_mnist_ipc1_small", "--data.name", "digits", "--data.limit", "200"]
 RUN += ["--model", MODEL, "--objective.real_batch", "8", "--outer.steps", "6"]
 RUN += ["--outer.evaluate_every", "0", "--outer.checkpoint_every", "100", "--out", "run"]

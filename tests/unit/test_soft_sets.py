@@ -48,8 +48,6 @@ from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.trajectory import TrajectoryMatching, UniformWindow, student_batches
 
-pytestmark = pytest.mark.usefixtures("no_chart")
-
 RELABEL = TargetConfig(kind="logits", experts="all", epochs=(1, 2), relabel=True)
 NO_AUGMENT = AugmentConfig(ops=())
 

@@ -166,7 +166,6 @@ def test_teachers_are_not_asked_and_networks_have_streams_of_their_own(two_of_ea
         ddengine.thin(one, items=1, progress=False)
 
 
-@pytest.mark.usefixtures("no_chart")
 def test_a_set_is_thinned_by_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = [
