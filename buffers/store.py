@@ -32,7 +32,7 @@ from ddengine.experts import OwnTraining, StoredExperts
 from ddengine.learning.flat import unflatten_into
 from ddengine.recipe import BufferConfig, DataConfig, Recipe
 from ddengine.system import claims, files, log
-from ddengine.system.configs import digest, to_dict
+from ddengine.system.configs import differences, digest, listed, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.parsing import check_regular
 
@@ -256,42 +256,22 @@ def check_identity(folder: Path, content: dict[str, Any]) -> None:
         for key in ("imported", "seed", "precision"):
             content[key] = stored.get(key)
     if manifest.get("fingerprint") != digest(content):
-        differing = _differences(_named(stored), _named(content))
+        differing = differences(_named(stored), _named(content))
         raise UserError(
             f"The expert store {folder} was made with other settings "
-            f"({'; '.join(differing) or 'unknown'}); "
+            f"({listed(differing.values())}); "
             "name another folder, or give the settings it was made with."
         )
 
 
 def _named(content: dict[str, Any]) -> dict[str, Any]:
-    """An identity that says the network by its name of today."""
-    if "model" not in content:
-        return content
-    return content | {"model": naming.of_digest(content["model"])}
-
-
-def _differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
-    differing = []
-    for key in sorted({*stored, *wanted}):
-        before = stored.get(key)
-        now = wanted.get(key)
-        if before == now:
-            continue
-        if isinstance(before, dict) and isinstance(now, dict):
-            if before.get("type") == now.get("type"):
-                differing += _differences(before, now, f"{prefix}{key}.")
-                continue
-        name = "buffer.seed" if key == "seed" else f"{prefix}{key}"
-        differing.append(f"{name} is {_kind(before)} there and {_kind(now)} here")
-    return differing
-
-
-def _kind(value: Any) -> Any:
-    """What a sentence says of a setting: of a part its type alone."""
-    if isinstance(value, dict):
-        return value.get("type", value)
-    return value
+    """An identity by the names of its settings, and with the network's name of today."""
+    named = dict(content)
+    if "seed" in named:
+        named["buffer.seed"] = named.pop("seed")
+    if "model" in named:
+        named["model"] = naming.of_digest(named["model"])
+    return named
 
 
 def checkpoint(folder: Path, expert: int) -> Checkpoint:

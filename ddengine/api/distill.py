@@ -466,7 +466,7 @@ def _is_finished(keep: Keep) -> bool:
     if keep.restart:
         runs.check_own(keep.folder, runs.MARK)
         return False
-    if not runs.is_finished(keep.folder, keep.identity, beside="experts"):
+    if not runs.is_finished(keep.folder, keep.recipe, keep.identity, beside="experts"):
         return False
     log.say(f"{keep.folder} is finished; --restart begins anew")
     return True

@@ -92,7 +92,7 @@ def select(
             runs.check_own(path, runs.MARK)
         else:
             path, choice = begun(choice, folder, name)
-            if runs.is_finished(path, choice.identity()):
+            if runs.is_finished(path, choice.recipe, choice.identity()):
                 log.say(f"{path} is finished; --restart begins anew")
                 return load(path, str(choice.device))
         with claims.claimed(path, "select"):

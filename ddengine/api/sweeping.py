@@ -219,7 +219,7 @@ class Checks:
             runs.check_own(run.folder, runs.MARK)
         elif experts is None or not source.is_own:
             # what experts of images that Python holds are, is known when they are made
-            runs.is_finished(run.folder, job.identity())
+            runs.is_finished(run.folder, job.recipe, job.identity())
 
     def images(self, recipe: Recipe) -> str:
         """The digest of the training images of a recipe that was checked."""

@@ -5,7 +5,7 @@ runs/<recipe>-<hash of the resolved recipe and seed>/
     distilled/    real_vs_distilled.png   evaluation.json
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ddengine.data.dataset import LAYOUTS, called
 from ddengine.loop import CHECKPOINT
 from ddengine.recipe import DataConfig, Recipe, resolved
 from ddengine.system import files, program, runtime
-from ddengine.system.configs import digest, to_dict
+from ddengine.system.configs import differences, digest, listed, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 from ddengine.types import Facts, Json
@@ -29,6 +29,14 @@ RUNS = Path("runs")  # where runs lie that nobody put elsewhere
 EXPERTS = Path("experts")  # where stores of experts lie so
 # of an identity, where the run started from given images or saw them through given preprocessing
 SOMETIMES = ("start", "preprocess")
+DIGESTS = {  # what a sentence says where parts of an identity differ that are digests
+    "images": "the training images are others",
+    "experts": "the experts are others",
+    "start": "the initial images are others",
+    "preprocess": "the images are preprocessed in another way",
+    "classes": "the classes have other names",
+}
+LEFT_TO_THE_MACHINE = ("objective.backprop",)  # no run is another by it
 
 
 def identity(recipe: Recipe, images: str, **options: Any) -> Json:
@@ -107,10 +115,10 @@ def delete(folder: Path, mark: str, beside: str = "") -> None:
         files.empty(folder)
 
 
-def is_finished(folder: Path, wanted: Json, *, beside: str = "") -> bool:
-    """Whether the run of that identity is done.
+def is_finished(folder: Path, recipe: Recipe, wanted: Json, *, beside: str = "") -> bool:
+    """Whether the run of that recipe and identity is done.
 
-    Raises UserError when the folder belongs to something else.
+    Raises UserError when the folder belongs to something else, with the settings that differ.
 
     `beside` may lie in the folder before the run begins.
     """
@@ -123,15 +131,45 @@ def is_finished(folder: Path, wanted: Json, *, beside: str = "") -> bool:
                 "--restart."
             ) from None
         if any(kept.get(k) != wanted.get(k) for k in {*wanted, *SOMETIMES}):
+            differing = _differing(kept, recipe, wanted)
             raise UserError(
-                f"{folder} holds a run of {kept['recipe']['name']} with other settings; "
-                "name another folder with --out, or begin anew with --restart."
+                f"{folder} holds a run of {kept['recipe']['name']} with other settings"
+                f"{_told(differing)}; name another folder with --out, or begin anew with --restart."
             )
     elif folder.exists() and (any(p.name != beside for p in files.contents(folder))):
         raise UserError(
             f"{folder} is not empty and not a run of this program; name another folder with --out."
         )
     return (folder / "distilled" / "meta.json").exists()
+
+
+def _differing(kept: Json, recipe: Recipe, wanted: Json) -> dict[str, str]:
+    """What a run that is there has otherwise than the one that is wanted, by names."""
+    decides, found = resolved(recipe), differences(kept["recipe"], to_dict(recipe))
+    said = {}
+    for name in sorted(found, key=lambda name: name.count(".")):  # another method before its fields
+        if name not in LEFT_TO_THE_MACHINE and _holds(decides, name):
+            said[name] = found[name]
+    identity = {key: kept[key] for key in (*wanted, *SOMETIMES) if key in kept}
+    return said | differences(identity, wanted)
+
+
+def _told(differing: Mapping[str, str]) -> str:
+    """What differs, in brackets for a sentence; nothing where only digests say it."""
+    said = []
+    for name, text in differing.items():
+        if name not in ("resolved", "identity"):
+            said.append(DIGESTS.get(name, text))
+    return f" ({listed(said)})" if said else ""
+
+
+def _holds(content: Any, name: str) -> bool:
+    """Whether JSON data have a field of this dotted name."""
+    for part in name.split("."):
+        if not isinstance(content, dict) or part not in content:
+            return False
+        content = content[part]
+    return True
 
 
 def begin(folder: Path, recipe: Recipe, wanted: Json, command: Sequence[str] = ()) -> None:
@@ -204,10 +242,11 @@ def claim(folder: Path, mark: str, content: Json) -> None:
     check_folder(folder)
     content = {"format": naming.FORMAT, **content}
     if (folder / mark).is_file():
-        if contents.read_json(folder / mark) != content:
+        differing = differences(contents.read_json(folder / mark), content)
+        if differing:
             raise UserError(
-                f"{folder} was made with other settings; name another folder with --out, or begin "
-                "anew with --restart."
+                f"{folder} was made with other settings{_told(differing)}; name another folder "
+                "with --out, or begin anew with --restart."
             )
         return
     if folder.exists() and files.contents(folder):

@@ -55,7 +55,7 @@ def _show(options: Any, folder: Path) -> None:
     check_networks(recipe, job.data)
     _, job = begun(job, folder, recipe.name)
     # refuses a folder of something else
-    runs.is_finished(folder, job.identity(), beside="experts")
+    runs.is_finished(folder, job.recipe, job.identity(), beside="experts")
     buffers.generate(None, job.recipe, root=folder / "experts", **process)
     ddengine.distill(
         None,

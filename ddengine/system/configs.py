@@ -10,7 +10,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from ddengine.system import typed
@@ -19,6 +19,7 @@ from ddengine.system.errors import UserError
 # of a field that came later than the first stored recipes: it is left out of JSON data while it
 # holds its default, so that what was stored before still equals
 LATE: Mapping[str, Any] = {"late": True}
+MOST_LISTED = 4  # differences in a sentence
 
 
 def parametrised(value: Any) -> Any:
@@ -62,6 +63,40 @@ def _fields_to_dict(value: Any) -> dict[str, Any]:
         if isinstance(f.type, TypeVar) and dataclasses.is_dataclass(part):
             data[f.name] = {"type": type(part).__name__} | data[f.name]
     return data
+
+
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> dict[str, str]:
+    """What a sentence says of each setting that differs in JSON data, by its dotted name.
+
+    Of parts of another type it says the types alone.
+    """
+    said: dict[str, str] = {}
+    for key in sorted({*before, *now}):
+        name, old, new = f"{prefix}{key}", before.get(key), now.get(key)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict) and old.get("type") == new.get("type"):
+            said |= differences(old, new, f"{name}.")
+        else:
+            said[name] = f"{name} is {_kind(old)} there and {_kind(new)} here"
+    return said
+
+
+def _kind(value: Any) -> Any:
+    """What a sentence says of a setting: of a part its type alone."""
+    if isinstance(value, dict):
+        return value.get("type", value)
+    return value
+
+
+def listed(differing: Collection[str]) -> str:
+    """What is said of settings that differ, shortened, for brackets in a sentence."""
+    texts = list(differing)
+    if len(texts) > MOST_LISTED:
+        texts[MOST_LISTED:] = [f"and {len(texts) - MOST_LISTED} more"]
+    return "; ".join(texts) or "unknown"
 
 
 def _is_left_out(f: dataclasses.Field, value: Any) -> bool:

@@ -316,7 +316,7 @@ def test_the_same_command_finds_what_is_done(outcome, monkeypatch):
     made, folder, _ = outcome
     monkeypatch.setattr(training, "train_networks", None)  # nothing is trained again
     config = replace(SMALL, losses=("kd", "nkd"))
-    with pytest.raises(UserError, match="made with other settings"):
+    with pytest.raises(UserError, match="made with other settings; name"):
         ddengine.prune(None, RECIPE, config, folder=folder, device="cpu", progress=False)
     content = json.loads((folder / "prune.json").read_text())
     assert content["rows"] == made.content["rows"]
