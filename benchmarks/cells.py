@@ -462,7 +462,8 @@ def _cells_of(row: dict[str, Any]) -> tuple[str, ...]:
         if ours["ci95"] is not None:
             low, high = ours["ci95"]
             shown += f" ({100 * low:.1f} to {100 * high:.1f})"
-        number = f"{ours['n']} networks, {row['sets']} sets"
+        sets = row["sets"]
+        number = f"{ours['n']} networks, {sets} set{'s' if sets > 1 else ''}"
         inside = {True: "yes", False: "no", None: "-"}[ours["within_1_std"]]
     minutes = f"{sum(row['seconds'].values()) / 60:.1f}"
     figure = _percent(published["accuracy"], published["std"])

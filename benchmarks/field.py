@@ -7,15 +7,15 @@ epoch of an expert on 1024 images; an outer step of MTT (1 and 10 images per cla
 of DSA (1) and of DM (10); 30 updates of 5 networks of an evaluation. On CUDA such an epoch of 8
 experts, which the field trains one after another and we as one computation. On all cores of a CPU,
 which a row says: such an epoch of two experts a core, and these networks of an evaluation; the
-field trains one after another on as many threads as there are cores, we in as many processes of one
-thread, which were started before, as for a whole store. The field's way is plain_loops.py, which
-passes the golden vectors, with networks of torch's own layers, in a process that is set up as
-published programs are: by PyTorch's defaults, on CUDA with cuDNN's search for the fastest kernels.
-Ours keeps freed memory on a CPU and computes deterministically on CUDA (runtime.setup); "field, set
-up as ours" is the field's loop with that. MTT's default (backprop auto) keeps the graphs that fit
-into a share of the memory; "ours, replay" keeps one at a time. "ours, all graphs, of torch's
-layers" is the engine at what that loop does, where memory holds it twice (up to 50 images of a
-class in all steps), so that the two should take as long.
+field trains one after another on as many threads as there are cores, we in processes of one thread,
+which were started before, as for a whole store: as many, or a few more that take turns. The field's
+way is plain_loops.py, which passes the golden vectors, with networks of torch's own layers, in a
+process that is set up as published programs are: by PyTorch's defaults, on CUDA with cuDNN's search
+for the fastest kernels. Ours keeps freed memory on a CPU and computes deterministically on CUDA
+(runtime.setup); "field, set up as ours" is the field's loop with that. MTT's default (backprop
+auto) keeps the graphs that fit into a share of the memory; "ours, replay" keeps one at a time.
+"ours, all graphs, of torch's layers" is the engine at what that loop does, where memory holds it
+twice (up to 50 images of a class in all steps), so that the two should take as long.
 Each way has a process, and they take turns, on as many threads; a row has the median seconds of the
 processor and of the clock, the mean ratio with its 95 % interval (Student's t on its logarithm),
 and the peak memory of each way in one more process. A graph that does not fit into memory is not
@@ -317,7 +317,7 @@ def evaluations(world: World, settings: Settings) -> dict[str, Once]:
 
     def ours(number: int) -> None:
         if not started:
-            num = num_for(NETWORKS, settings.threads)
+            num = num_for(NETWORKS, settings.threads, NETWORKS)
             taking_turns = num > settings.threads
             beginning = evaluation_processes.beginning(bench, take_turns=taking_turns)
             started.append(Processes(evaluation_work.MODULE, num, beginning))

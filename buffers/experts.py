@@ -34,7 +34,7 @@ def generate_all(makings: Sequence[Making]) -> None:
     # what is there may change as soon as a rank begins
     for number, group in dist.my_share(dist.told(missing)):
         mine += [(number, expert) for expert in group]
-    processes = pace.processes_for(makings, mine)
+    processes = pace.hands_for(makings, mine).num
     if processes > 1:
         mine = beside.train_all(makings, mine, processes)
     for number, making in enumerate(makings):

@@ -14,7 +14,7 @@ from ddengine.experts import AtOnce, OwnTraining
 from ddengine.learning.memory import saved_bytes
 from ddengine.system import dist, runtime
 from ddengine.system.rng import generator
-from ddengine.system.workers import num_for
+from ddengine.system.workers import Hands, num_for
 
 
 def threads_for(makings: Sequence[Making]) -> int | None:
@@ -35,24 +35,22 @@ def threads_for(makings: Sequence[Making]) -> int | None:
     return allowed // max(1, min(at_a_time, _in_memory(makings)))
 
 
-def processes_for(
-    makings: Sequence[Making], tasks: Sequence[Task], of_new: int | None = None
-) -> int:
-    """How many processes train experts, one at a time each; 1: this one alone.
+def hands_for(makings: Sequence[Making], tasks: Sequence[Task], of_new: int | None = None) -> Hands:
+    """The processes that train experts, one at a time each; one: this one alone.
 
     Stores of before do not say on how many threads their experts are trained, and get all. Those of
     stores that are not there yet are trained on `of_new`.
     """
     if len(tasks) < 2 or dist.num_ranks() > 1 or not beside.can_go(makings):
-        return 1
+        return Hands()
     threads = [_threads_of(making, of_new) for making in makings]
     told = [of_expert for number, _ in tasks if (of_expert := threads[number]) is not None]
     if len(told) < len(tasks):
-        return 1
+        return Hands()
     cores = torch.get_num_threads() // max(told)
     if min(len(tasks), cores) < 2 or not _is_worth_it(makings, tasks, threads):
-        return 1
-    return max(1, min(num_for(len(tasks), cores), _in_memory(makings)))
+        return Hands()
+    return Hands(num_for(len(tasks), cores, _in_memory(makings)), cores)
 
 
 def at_once(makings: Sequence[Making]) -> AtOnce:
@@ -68,9 +66,9 @@ def at_once(makings: Sequence[Making]) -> AtOnce:
         as_one = together.at_once(makings[first])
         if as_one.experts > 1:
             return as_one
-    processes, threads = processes_for(makings, tasks, of_new), _threads_of(makings[first], of_new)
-    cores = torch.get_num_threads() // (threads or 1)
-    return AtOnce(processes, threads, cores if processes > cores else None)
+    hands = hands_for(makings, tasks, of_new)
+    cores = hands.cores if hands.take_turns else None
+    return AtOnce(hands.num, _threads_of(makings[first], of_new), cores)
 
 
 def _threads_of(making: Making, of_new: int | None) -> int | None:

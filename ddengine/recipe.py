@@ -1135,25 +1135,40 @@ def _made_in(recipe: Recipe, networks: Sequence[str]) -> dict[str, Any]:
     return parts
 
 
+# settings of images by which they are found and read
+OF_FILES = ("root", "download", "fit", "background", "image_column", "label_column", "cache")
 # what --take can take
 PARTS = ("data", "buffer", "init", "codec", "targets", "objective", "outer", "evaluation")
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON data without what cannot change a result: where files lie, and prose."""
-    data = to_dict(recipe)
-    for key in ("cites", "published", "note"):
-        data.pop(key)
-    data.pop("taken", None)
-    # the digest of the images says what came of these
-    for key in ("root", "download", "fit", "background", "image_column", "label_column"):
-        data["data"].pop(key)
-    data["data"].pop("cache", None)
+    """The recipe as JSON data without what cannot change a result, for digests."""
+    data = deciding(to_dict(recipe))
     if data["buffer"] is not None:
-        data["buffer"]["step"].pop("folder", None)  # of published weights
         data["buffer"].pop("seed", None)  # a run says beside this which experts it follows
-    data["objective"] = without_choices(data["objective"])
     return _with_names_of_digests(data, recipe.data.size)
+
+
+def deciding(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe that is JSON data without what cannot change a result: where files lie, and prose.
+
+    Parts that are not there, as of other versions, stay away.
+    """
+    data = _without(stored, "cites", "published", "note", "taken")
+    if "data" in data:  # of which the digest of the images says what came
+        data["data"] = _without(data["data"], *OF_FILES)
+    if data.get("buffer"):
+        data["buffer"] = dict(data["buffer"])
+        if "step" in data["buffer"]:
+            data["buffer"]["step"] = _without(data["buffer"]["step"], "folder")  # of weights
+    if "objective" in data:
+        data["objective"] = without_choices(data["objective"])
+    return data
+
+
+def _without(content: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """JSON data without some fields."""
+    return {name: value for name, value in content.items() if name not in names}
 
 
 def without_choices(objective: dict[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def select(
             runs.check_own(path, runs.MARK)
         else:
             path, choice = begun(choice, folder, name)
-            if runs.is_finished(path, choice.recipe, choice.identity()):
+            if runs.is_finished(path, choice.recipe, choice.identity(), parts=choice.parts):
                 log.say(f"{path} is finished; --restart begins anew")
                 return load(path, str(choice.device))
         with claims.claimed(path, "select"):
@@ -117,11 +117,15 @@ class Choice:
     seed: int
     precision: Precision
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Of the recipe, which decide."""
+        return (*DECIDING, "buffer") if self.recipe.init.kind in ASKS_EXPERTS else DECIDING
+
     def identity(self) -> dict[str, Any]:
         """What makes two selections the same: the parts of the recipe that decide one."""
         recipe, images = self.recipe, self.data.train.digest
         values = resolved(recipe)
-        parts = (*DECIDING, "buffer") if recipe.init.kind in ASKS_EXPERTS else DECIDING
         run = runs.identity(
             recipe,
             images,
@@ -130,7 +134,7 @@ class Choice:
             compile=False,
             experts=followed(recipe, self.seed, self.origin.origin(images)),
         )
-        return run | {"resolved": digest(["select", {part: values[part] for part in parts}])}
+        return run | {"resolved": digest(["select", {part: values[part] for part in self.parts}])}
 
     def made(self, bibtex: Bibtex | None) -> tuple[SyntheticSet, dict[str, Any]]:
         """The set, and what meta.json says of it."""

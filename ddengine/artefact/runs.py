@@ -5,7 +5,7 @@ runs/<recipe>-<hash of the resolved recipe and seed>/
     distilled/    real_vs_distilled.png   evaluation.json
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from ddengine import contents, naming
 from ddengine.data import Data
 from ddengine.data.dataset import LAYOUTS, called
 from ddengine.loop import CHECKPOINT
-from ddengine.recipe import DataConfig, Recipe, resolved
-from ddengine.system import files, program, runtime
+from ddengine.recipe import DataConfig, Recipe, deciding, resolved
+from ddengine.system import files, program, runtime, typed
 from ddengine.system.configs import differences, digest, listed, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
@@ -36,7 +36,7 @@ DIGESTS = {  # what a sentence says where parts of an identity differ that are d
     "preprocess": "the images are preprocessed in another way",
     "classes": "the classes have other names",
 }
-LEFT_TO_THE_MACHINE = ("objective.backprop",)  # no run is another by it
+OF_EVERYTHING = ("resolved", "identity")  # digests that say nothing of what differs
 
 
 def identity(recipe: Recipe, images: str, **options: Any) -> Json:
@@ -115,12 +115,20 @@ def delete(folder: Path, mark: str, beside: str = "") -> None:
         files.empty(folder)
 
 
-def is_finished(folder: Path, recipe: Recipe, wanted: Json, *, beside: str = "") -> bool:
+def is_finished(
+    folder: Path,
+    recipe: Recipe,
+    wanted: Json,
+    *,
+    beside: str = "",
+    parts: Collection[str] | None = None,
+) -> bool:
     """Whether the run of that recipe and identity is done.
 
     Raises UserError when the folder belongs to something else, with the settings that differ.
 
-    `beside` may lie in the folder before the run begins.
+    `beside` may lie in the folder before the run begins. `parts` are those of the recipe that
+    decide; None: all do.
     """
     if (folder / MARK).exists():
         try:
@@ -131,10 +139,11 @@ def is_finished(folder: Path, recipe: Recipe, wanted: Json, *, beside: str = "")
                 "--restart."
             ) from None
         if any(kept.get(k) != wanted.get(k) for k in {*wanted, *SOMETIMES}):
-            differing = _differing(kept, recipe, wanted)
+            differing = _told(kept, {"recipe": to_dict(recipe), **wanted}, parts)
+            of = typed.shown(kept["recipe"].get("name")).strip('"')
             raise UserError(
-                f"{folder} holds a run of {kept['recipe']['name']} with other settings"
-                f"{_told(differing)}; name another folder with --out, or begin anew with --restart."
+                f"{folder} holds a run of {of} with other settings{differing}; name another folder "
+                "with --out, or begin anew with --restart."
             )
     elif folder.exists() and (any(p.name != beside for p in files.contents(folder))):
         raise UserError(
@@ -143,33 +152,20 @@ def is_finished(folder: Path, recipe: Recipe, wanted: Json, *, beside: str = "")
     return (folder / "distilled" / "meta.json").exists()
 
 
-def _differing(kept: Json, recipe: Recipe, wanted: Json) -> dict[str, str]:
-    """What a run that is there has otherwise than the one that is wanted, by names."""
-    decides, found = resolved(recipe), differences(kept["recipe"], to_dict(recipe))
-    said = {}
-    for name in sorted(found, key=lambda name: name.count(".")):  # another method before its fields
-        if name not in LEFT_TO_THE_MACHINE and _holds(decides, name):
-            said[name] = found[name]
-    identity = {key: kept[key] for key in (*wanted, *SOMETIMES) if key in kept}
-    return said | differences(identity, wanted)
+def _told(kept: Json, wanted: Json, parts: Collection[str] | None = None) -> str:
+    """What differs, in brackets for a sentence; nothing where only digests of everything say it.
 
-
-def _told(differing: Mapping[str, str]) -> str:
-    """What differs, in brackets for a sentence; nothing where only digests say it."""
-    said = []
-    for name, text in differing.items():
-        if name not in ("resolved", "identity"):
-            said.append(DIGESTS.get(name, text))
+    Of both their recipes, and of these only some `parts`, and what else `wanted` has.
+    """
+    before, now = [deciding(content.get("recipe", {})) for content in (kept, wanted)]
+    if parts is not None:
+        before, now = [{k: v for k, v in one.items() if k in parts} for one in (before, now)]
+    said = list(differences(before, now).values())
+    names = {*wanted, *SOMETIMES} - {"recipe", *OF_EVERYTHING}
+    before, now = [{k: v for k, v in one.items() if k in names} for one in (kept, wanted)]
+    for name, text in differences(before, now).items():
+        said.append(DIGESTS.get(name, text))
     return f" ({listed(said)})" if said else ""
-
-
-def _holds(content: Any, name: str) -> bool:
-    """Whether JSON data have a field of this dotted name."""
-    for part in name.split("."):
-        if not isinstance(content, dict) or part not in content:
-            return False
-        content = content[part]
-    return True
 
 
 def begin(folder: Path, recipe: Recipe, wanted: Json, command: Sequence[str] = ()) -> None:
@@ -242,10 +238,10 @@ def claim(folder: Path, mark: str, content: Json) -> None:
     check_folder(folder)
     content = {"format": naming.FORMAT, **content}
     if (folder / mark).is_file():
-        differing = differences(contents.read_json(folder / mark), content)
-        if differing:
+        kept = contents.read_json(folder / mark)
+        if kept != content:
             raise UserError(
-                f"{folder} was made with other settings{_told(differing)}; name another folder "
+                f"{folder} was made with other settings{_told(kept, content)}; name another folder "
                 "with --out, or begin anew with --restart."
             )
         return

@@ -134,8 +134,9 @@ def processes_for(bench: Bench, rows: Sequence[Asked], paces: Paces, allowed: in
     cores = min(bench.at_a_time, allowed // bench.threads)
     if cores < 2 or seconds_of_all(bench, rows, paces) < WORTH:
         return 1
-    processes = max(cores, num_for(bench.config.num_networks, cores))
-    return max(1, min(processes, _in_memory(bench, rows)))
+    most = _in_memory(bench, rows)
+    # networks of several rows, or that choose a rate, are more than those of one
+    return max(num_for(bench.config.num_networks, cores, most), min(cores, most))
 
 
 def seconds_of_all(bench: Bench, rows: Sequence[Asked], paces: Paces) -> float:

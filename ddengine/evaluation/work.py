@@ -134,7 +134,10 @@ class _Work:
         """What trains networks."""
         if self.workers is None:
             return Hands()
-        return Hands(self.workers.num, self.workers.num if self._on_ranks else self.cores)
+        num = self.workers.num
+        if self._on_ranks or self.plan.bench.threads > 1:  # turns of threads are not counted
+            return Hands(num, num)
+        return Hands(num, self.cores)
 
     # What comes next.
 

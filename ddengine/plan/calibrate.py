@@ -110,7 +110,7 @@ def _until_all(seconds: Sequence[float], at_once: AtOnce) -> float:
     """Until all experts are done, of which each takes so long alone."""
     if at_once.as_one is None:
         if at_once.cores is not None:
-            return sum(seconds) / at_once.cores
+            return max(*seconds, sum(seconds) / at_once.cores)
         return _side_by_side(seconds, at_once.experts)
     return at_once.as_one * max(seconds)
 

@@ -20,6 +20,7 @@ from ddengine.system.errors import UserError
 # holds its default, so that what was stored before still equals
 LATE: Mapping[str, Any] = {"late": True}
 MOST_LISTED = 4  # differences in a sentence
+NOT_SET = "not set"  # in one, of what is left out of JSON data
 
 
 def parametrised(value: Any) -> Any:
@@ -70,25 +71,31 @@ def differences(
 ) -> dict[str, str]:
     """What a sentence says of each setting that differs in JSON data, by its dotted name.
 
-    Of parts of another type it says the types alone.
+    Of parts of another type it says the types alone. Settings nearest to the top come first.
     """
     said: dict[str, str] = {}
+    within: dict[str, str] = {}
     for key in sorted({*before, *now}):
-        name, old, new = f"{prefix}{key}", before.get(key), now.get(key)
+        name, old, new = f"{prefix}{key}", before.get(key, NOT_SET), now.get(key, NOT_SET)
         if old == new:
             continue
         if isinstance(old, dict) and isinstance(new, dict) and old.get("type") == new.get("type"):
-            said |= differences(old, new, f"{name}.")
+            within |= differences(old, new, f"{name}.")
         else:
-            said[name] = f"{name} is {_kind(old)} there and {_kind(new)} here"
-    return said
+            said[name] = f"{name} is {_in_short(old)} there and {_in_short(new)} here"
+    return said | within
 
 
-def _kind(value: Any) -> Any:
+def _in_short(value: Any) -> str:
     """What a sentence says of a setting: of a part its type alone."""
-    if isinstance(value, dict):
-        return value.get("type", value)
-    return value
+    if isinstance(value, dict) and isinstance(value.get("type"), str):
+        value = value["type"]
+    if value is NOT_SET or value is None or isinstance(value, bool):
+        return str(value)
+    if isinstance(value, list):
+        text = json.dumps(value)
+        return text if len(text) <= typed.LONGEST else typed.shown(value)
+    return typed.shown(value).strip('"')
 
 
 def listed(differing: Collection[str]) -> str:

@@ -153,23 +153,23 @@ class Workers:
         self._selector.close()
 
 
-def num_for(jobs: int, cores: int) -> int:
-    """How many processes do so many jobs of equal length soonest on so many cores.
+def num_for(jobs: int, cores: int, most: int) -> int:
+    """How many processes, `most` of them, do jobs of equal length soonest on so many cores.
 
     The fewest, from one for each core on, of which all cores have work until the last job ends, if
     any do: five jobs on two cores are two rounds and a half for three processes that take turns,
     and three for two processes.
     """
-    for num in range(cores, 2 * cores):
+    for num in range(cores, min(2 * cores - 1, jobs, most) + 1):
         last = jobs % num
         if last == 0 or last >= cores:
-            return min(num, jobs)
-    return min(cores, jobs)
+            return num
+    return max(1, min(cores, jobs, most))
 
 
 @dataclass(frozen=True)
 class Hands:
-    """So many processes of one thread, or ranks, each at one job, on so many cores or devices."""
+    """So many processes, or ranks, each at one job, of which so many have a core or device."""
 
     num: int = 1
     cores: int = 1

@@ -315,6 +315,7 @@ def test_experts_side_by_side_take_less_time_and_more_memory(tmp_path, monkeypat
     turns = replace(alone, at_once=lambda data: AtOnce(experts=3, threads=1, cores=2))
     taking_turns = calibrate.buffer(0.0, turns, tmp_path, {"mlp": 3})
     assert taking_turns["seconds"] == 0.5 + 21.0
+    assert calibrate._until_all([10.0, 1.0, 1.0], AtOnce(experts=3, threads=1, cores=2)) == 10.0
     assert taking_turns["memory"] == 3 * found[0]["memory"]
     as_one = replace(alone, at_once=lambda data: AtOnce(experts=2, as_one=2.5))
     together = calibrate.buffer(0.0, as_one, tmp_path, {"mlp": 3})

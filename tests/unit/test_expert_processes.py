@@ -249,6 +249,8 @@ def test_what_would_be_done_is_told_before_there_is_a_store(tmp_path, machine, m
     assert pace.at_once([make]) == AtOnce()  # nothing is missing
     more = replace(make, config=replace(make.config, num_experts=5))
     assert pace.at_once([more]) == AtOnce(experts=2, threads=1)
+    monkeypatch.setattr(store, "threads_of", lambda folder: 4)  # begun on a larger machine
+    assert pace.at_once([more]) == AtOnce(experts=1, threads=4)
     monkeypatch.setattr(store, "threads_of", lambda folder: None)
     assert pace.at_once([more]) == AtOnce(experts=1, threads=None)
 

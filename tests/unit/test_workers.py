@@ -30,7 +30,7 @@ from ddengine.system.workers import Hands, num_for
     ],
 )
 def test_all_cores_have_work_until_the_last_job_ends(jobs, cores, num):
-    assert num_for(jobs, cores) == num
+    assert num_for(jobs, cores, jobs) == num
     assert num < 2 * cores and num <= jobs
 
 
@@ -43,13 +43,19 @@ def test_no_other_number_is_sooner():
 
     for cores in range(1, 9):
         for jobs in range(1, 60):
-            num = num_for(jobs, cores)
+            num = num_for(jobs, cores, jobs)
             soonest = min(seconds(jobs, other, cores) for other in range(1, jobs + 1))
             assert seconds(jobs, num, cores) <= math.ceil(jobs / min(cores, jobs))
             if num > cores:  # taking turns is as good as can be
                 assert seconds(jobs, num, cores) == pytest.approx(jobs / cores)
                 assert seconds(jobs, num, cores) == pytest.approx(soonest)
             assert Hands(num, cores).rounds(jobs) == pytest.approx(seconds(jobs, num, cores))
+
+
+def test_memory_holds_fewer():
+    """Where no number that it holds keeps all cores at work, each process has one."""
+    assert num_for(7, 4, 7) == 7 and num_for(7, 4, 6) == num_for(7, 4, 4) == 4
+    assert num_for(5, 2, 2) == 2 and num_for(5, 2, 1) == num_for(5, 2, 0) == 1
 
 
 def test_jobs_take_as_long_as_one_where_there_are_hands_for_all():

@@ -26,6 +26,7 @@ from ddengine.system.workers import (
     Worker,
     Workers,
     answering,
+    num_for,
     work,
     working,
 )
@@ -226,6 +227,8 @@ def _result(bench: Bench, datasets: Mapping[str, Downstream], seen: Seen, messag
 def processes_for(context: Context, asked: Sequence[Question]) -> int:
     """How many processes share the work: as many as threads, where there is enough for them.
 
+    Or more that take turns, where the networks of the last row would leave cores idle.
+
     Trainings on CUDA stay in this one.
     """
     told = 0
@@ -237,4 +240,7 @@ def processes_for(context: Context, asked: Sequence[Question]) -> int:
     for question in asked:
         networks = context.config.networks + len(searches(context, question))
         seen += networks * context.config.batch * (updates_of(context, question) or 0)
-    return max(1, min(torch.get_num_threads(), seen // LEAST))
+    cores, networks = torch.get_num_threads(), context.config.networks
+    if seen // LEAST < cores:
+        return max(1, seen // LEAST)
+    return max(cores, num_for(networks, cores, networks))
