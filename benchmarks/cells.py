@@ -211,8 +211,10 @@ class Session:
         log = folder / f"{part}.log"
         began = time.monotonic()
         command = [sys.executable, "run.py", *words]
-        code = common.stopped_after(command, self.left, log)
-        _add_seconds(folder, part, time.monotonic() - began)
+        try:
+            code = common.stopped_after(command, self.left, log)
+        finally:
+            _add_seconds(folder, part, time.monotonic() - began)
         if common.was_stopped(code):
             raise OverError
         if code:
@@ -385,7 +387,11 @@ def row_of(cell: Cell, settings: Settings) -> dict[str, Any]:
     finished = True
     for seed in range(cell.sets):
         of_set = folder / f"seed_{seed}"
-        for part, seconds in _read(of_set / TOOK).items():
+        cost = _read(of_set / "run" / "distilled" / "meta.json").get("distillation") or {}
+        took = _read(of_set / TOOK)
+        if "set" in took:  # a run counts its steps through kills of this program, too
+            took["set"] = max(took["set"], cost.get("wall_seconds", 0.0))
+        for part, seconds in took.items():
             row["seconds"][part] = round(row["seconds"].get(part, 0.0) + seconds, 1)
         for steps in [_read(of_set / CUT)] if (of_set / CUT).is_file() else []:
             if steps["steps"] < steps["of"]:
@@ -395,7 +401,6 @@ def row_of(cell: Cell, settings: Settings) -> dict[str, Any]:
         for of_one in evaluation.get("rows", [{"accuracies": []}])[0]["accuracies"]:
             accuracies.append(of_one["accuracy"])
         row |= {key: evaluation[key] for key in ("machine", "versions", "commit") if evaluation}
-        cost = _read(of_set / "run" / "distilled" / "meta.json").get("distillation") or {}
         peak = max(row.get("peak_memory") or 0, cost.get("peak_memory_bytes") or 0)
         row["peak_memory"] = peak or None  # of the distillation, in bytes
     return row | {"ours": _ours(accuracies, figure) if finished else None}

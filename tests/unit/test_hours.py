@@ -97,6 +97,32 @@ def test_hours_that_are_over_stop_the_cells_which_go_on(tmp_path, commands):
     assert cells.main(settings(tmp_path, "dc/fashion_mnist_ipc1", hours=0)) == common.UNFINISHED
 
 
+def test_seconds_are_counted_through_kills(tmp_path, commands, monkeypatch):
+    """Of this program, by what the run says; and where this program is asked to end."""
+    asked = settings(tmp_path, "dsa/cifar10_ipc1")
+    stand_in = common.stopped_after
+
+    def interrupted(words, seconds, log):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(common, "stopped_after", interrupted)
+    ticks = iter(range(0, 10**6, 100))
+    monkeypatch.setattr(cells.time, "monotonic", lambda: float(next(ticks)))
+    with pytest.raises(KeyboardInterrupt):
+        cells.main(asked)
+    of_set = asked.runs / "dsa_cifar10_ipc1" / "seed_0"
+    assert files.read_json(of_set / cells.TOOK)["set"] >= 100
+    monkeypatch.undo()
+    monkeypatch.setattr(common, "stopped_after", stand_in)
+    assert cells.main(asked) == 0
+    row = rows_in(asked)["dsa/cifar10_ipc1"]
+    assert row["seconds"]["set"] >= 100 and row["seconds"]["set"] < 10**5
+    meta = of_set / "run" / "distilled" / "meta.json"
+    files.write_json(meta, {"distillation": {"wall_seconds": 1e5, "peak_memory_bytes": 7}})
+    cell = cells.chosen(asked)[0]
+    assert cells.row_of(cell, asked)["seconds"]["set"] == 1e5
+
+
 def test_cells_that_the_file_holds_are_kept_on_another_machine(tmp_path, commands):
     """Where no run lies, a finished cell is not made again, and stands beside what is made there."""
     seen, _ = commands
