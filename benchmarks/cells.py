@@ -345,7 +345,11 @@ def _steps(cell: Cell, session: Session, until: float, folder: Path, flags: tupl
     if path.is_file():
         return int(files.read_json(path, "steps")["steps"])
     said = folder / "estimate.json"
-    session.run(folder, "estimate", "estimate", cell.recipe, *flags, "--json", str(said))
+    # of the networks that are trained, and no baselines
+    evaluated = ("--evaluation.baselines", "--evaluation.num_networks", str(cell.networks))
+    session.run(
+        folder, "estimate", "estimate", cell.recipe, *flags, *evaluated, "--json", str(said)
+    )
     seconds = {part["name"]: part["seconds"] for part in files.read_json(said, "parts")["parts"]}
     of_recipe = find(cell.recipe).outer.steps
     steps = fitting(of_recipe, seconds, min(until - time.monotonic(), session.left))

@@ -181,6 +181,21 @@ def test_outer_steps_are_cut_to_the_hours_once(tmp_path, commands):
     assert cells.fitting(5000, EXPECTED, 10**6) == 5000 and cells.fitting(5000, EXPECTED, 90) == 0
 
 
+def test_what_is_estimated_is_what_is_evaluated(tmp_path, commands, monkeypatch):
+    """As many networks, without baselines, whose time outer steps have instead."""
+    stand_in, asked = common.stopped_after, {}
+
+    def noting(words, seconds, log):
+        asked[words[2]] = words
+        return stand_in(words, seconds, log)
+
+    monkeypatch.setattr(common, "stopped_after", noting)
+    cells.main(settings(tmp_path, "mtt/cifar10_ipc1"))
+    text, evaluated = " ".join(asked["estimate"]), " ".join(asked["evaluate"])
+    assert "--evaluation.baselines --evaluation.num_networks 5 --" in text
+    assert "--baselines --num_networks 5" in evaluated
+
+
 def test_a_folder_with_a_blank_and_others_are_cut_from_a_line(tmp_path):
     asked = settings(tmp_path / "a b")
     line = f"no '/else where/x', see {asked.runs}/log, https://x.org/a/b and/or 1 / 2 of /data."
