@@ -384,7 +384,8 @@ def test_an_interrupted_folder_resumes_to_the_bit(digits, tmp_path, monkeypatch)
     assert len(list((folder / "progress").glob("*.png"))) == 3
     assert same(ddengine.load(folder), wanted) and same(ddengine.load(folder / "distilled"), wanted)
     with pytest.raises(
-        UserError, match="other settings; name another folder with --out, or begin anew"
+        UserError,
+        match=r"other settings \(seed is 0 there and 1 here\); name another folder with --out, or",
     ):
         ddengine.distill(digits, DM, seed=1, folder=folder)
     (tmp_path / "full").mkdir()

@@ -252,7 +252,7 @@ def test_identity_of_imported_experts(data, made, tmp_path):
 def test_an_own_store_is_not_imported_into(data, made, tmp_path):
     """The manifest there has no imported files."""
     paths = exchange.export_experts(made.folder, tmp_path)
-    with pytest.raises(UserError, match=r"imported is None there"):
+    with pytest.raises(UserError, match=r"imported is not set there"):
         take_in(paths, made.folder, data)
 
 
