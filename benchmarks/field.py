@@ -64,7 +64,7 @@ from ddengine.recipe import DataConfig, EvalConfig
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files, rng, runtime
 from ddengine.system.memo import Memo
-from ddengine.system.workers import Message, Worker, num_for, working
+from ddengine.system.workers import Hands, Message, Worker, num_for, working
 from synth.catalogue import find
 from synth.trajectory import student_batches
 
@@ -318,9 +318,9 @@ def evaluations(world: World, settings: Settings) -> dict[str, Once]:
     def ours(number: int) -> None:
         if not started:
             num = num_for(NETWORKS, settings.threads, NETWORKS)
-            taking_turns = num > settings.threads
-            beginning = evaluation_processes.beginning(bench, take_turns=taking_turns)
-            started.append(Processes(evaluation_work.MODULE, num, beginning))
+            hands = Hands(num, settings.threads)
+            beginning = evaluation_processes.beginning(bench, take_turns=hands.take_turns)
+            started.append(Processes(evaluation_work.MODULE, hands.num, beginning))
         requests = []
         for seed in range(NETWORKS):
             asked = Training(who, world.model, 0.01, (seed,), (0,), "test", UPDATES)

@@ -157,14 +157,15 @@ def _told(kept: Json, wanted: Json, parts: Collection[str] | None = None) -> str
 
     Of both their recipes, and of these only some `parts`, and what else `wanted` has.
     """
-    before, now = [deciding(content.get("recipe", {})) for content in (kept, wanted)]
-    if parts is not None:
-        before, now = [{k: v for k, v in one.items() if k in parts} for one in (before, now)]
-    said = list(differences(before, now).values())
-    names = {*wanted, *SOMETIMES} - {"recipe", *OF_EVERYTHING}
-    before, now = [{k: v for k, v in one.items() if k in names} for one in (kept, wanted)]
-    for name, text in differences(before, now).items():
-        said.append(DIGESTS.get(name, text))
+    said = []
+    of_recipe = differences(deciding(kept.get("recipe", {})), deciding(wanted.get("recipe", {})))
+    for name, text in of_recipe.items():
+        if parts is None or name.split(".")[0] in parts:
+            said.append(text)
+    others = {*wanted, *SOMETIMES} - {"recipe", *OF_EVERYTHING}
+    for name, text in differences(kept, wanted).items():
+        if name.split(".")[0] in others:
+            said.append(DIGESTS.get(name, text))
     return f" ({listed(said)})" if said else ""
 
 
